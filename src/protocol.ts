@@ -1,0 +1,103 @@
+/**
+ * The wire between gateway and backend: token ids in, token ids out, over SSE; one event per engine step and request.
+ *
+ *   POST /v1/generate                        GenerateRequest -> events: GenerateEvent ... , the last one has `finish_reason`
+ *   POST /v1/generate/{request_id}/cancel    -> { usage }; idempotent, usage is kept for 10 minutes
+ *   GET  /v1/model                           -> ModelCard
+ *
+ * A failure before the first event is a status with ErrorBody; after it, an SSE event named `error` with ErrorBody.
+ * Everything under /v1 wants `authorization: Bearer <secret>`.
+ */
+import * as z from 'zod/mini'
+import { Sampling, type GenerationDefaults } from './sampling.ts'
+import type { ErrorCode } from './errors.ts'
+
+const tokenId = z.int().check(z.gte(0), z.lte(0x7fffffff))
+
+export const GenerateRequest = z.object({
+  request_id: z.string().check(z.regex(/^[\w.:-]{1,128}$/)),
+  model: z.string(),
+  token_ids: z.array(tokenId).check(z.minLength(1)),
+  sampling: Sampling,
+  cache: z.optional(
+    z.object({
+      /** Who may reuse the blocks: the tenant. Empty: nobody's in particular. */
+      salt: z.optional(z.string().check(z.maxLength(256))),
+      /** Leading tokens the operator published; their blocks are shared by every salt. */
+      shared_prefix_tokens: z.optional(z.int().check(z.gte(0))),
+    }),
+  ),
+  /** Higher runs first. */
+  priority: z.optional(z.int().check(z.gte(-100), z.lte(100))),
+  /** From arrival; the generation ends with `deadline` when it passes. */
+  deadline_ms: z.optional(z.int().check(z.gte(1))),
+})
+export type GenerateRequest = z.infer<typeof GenerateRequest>
+
+export interface TokenLogprob {
+  token_id: number
+  logprob: number
+}
+/** One generated token's log-probability and its most likely alternatives, best first. */
+export interface TokenLogprobs extends TokenLogprob {
+  top: TokenLogprob[]
+}
+
+export interface TokensEvent {
+  index: number
+  token_ids: number[]
+  logprobs?: TokenLogprobs[]
+}
+
+export type FinishReason = 'stop' | 'length' | 'cancelled' | 'deadline'
+
+/** Tokens. `prompt` includes the cached ones. */
+export interface TokenUsage {
+  prompt: number
+  cached: number
+  completion: number
+}
+
+export interface Timing {
+  queue_ms: number
+  prefill_ms: number
+  decode_ms: number
+}
+
+export interface FinishEvent {
+  index: number
+  finish_reason: FinishReason
+  usage: TokenUsage
+  timing: Timing
+}
+
+export type GenerateEvent = TokensEvent | FinishEvent
+
+export const isFinish = (event: GenerateEvent): event is FinishEvent => 'finish_reason' in event
+
+/** What both programs know of the model that runs; made from the checkpoint folder by gpu-backend/model-card.ts. */
+export interface ModelCard {
+  /** The API's model id. */
+  id: string
+  /** Content hash of configuration, tokenizer and weights: equal revisions answer alike. */
+  revision: string
+  /** Unix seconds. */
+  created: number
+  context_length: number
+  /** Hash of the packed tokenizer. */
+  tokenizer: string
+  default_system: string
+  generation: GenerationDefaults
+  /** Ids that end an answer. */
+  eos_token_ids: number[]
+}
+
+export interface CancelResponse {
+  request_id: string
+  /** null: nothing known under that id. */
+  usage: TokenUsage | null
+}
+
+export interface WireError {
+  error: { message: string; type: string; param: string | null; code: ErrorCode }
+}

@@ -6,7 +6,7 @@ export default defineConfig({
       {
         test: {
           name: 'node',
-          include: ['test/src/**/*.test.ts', 'test/gpu-backend/**/*.test.ts', 'test/*.test.ts'],
+          include: ['test/src/**/*.test.ts', 'test/gateway/**/*.test.ts', 'test/gpu-backend/**/*.test.ts', 'test/*.test.ts'],
           testTimeout: 30_000,
         },
       },

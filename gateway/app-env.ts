@@ -1,0 +1,21 @@
+import { createFactory } from 'hono/factory'
+import type { Caller } from './identify.ts'
+import type { ChatRequest } from './chat-request.ts'
+import type { Prompt } from './prompt.ts'
+import type { CacheStatus } from './result-cache.ts'
+
+export interface AppEnv {
+  Bindings: Env
+  Variables: {
+    requestId: string
+    /** Set by auth. */
+    caller: Caller
+    /** Set by prompt. */
+    chat: ChatRequest
+    prompt: Prompt
+    /** Set by cache: what it found and where an answer is to be kept. */
+    cache: { status: CacheStatus; key: string | null }
+  }
+}
+
+export const factory = createFactory<AppEnv>()

@@ -1,0 +1,158 @@
+/**
+ * One generation as the edge sees it: token ids from the backend become text, stop strings end it, and an answer that
+ * went through to its end can be kept and replayed. Whatever the source, backend or cache, it is a stream of Deltas.
+ */
+import { ApiError } from '../src/errors.ts'
+import {
+  isFinish,
+  type FinishEvent,
+  type GenerateEvent,
+  type Timing,
+  type TokenLogprobs,
+  type TokenUsage,
+  type TokensEvent,
+} from '../src/protocol.ts'
+import { StopMatcher } from '../src/stop-strings.ts'
+import { Detokenizer } from '../src/tokenizer/detokenizer.ts'
+import * as backend from './backend.ts'
+import { model, tokenizer } from './model.ts'
+import type { Prompt } from './prompt.ts'
+
+export interface TextDelta {
+  type: 'text'
+  text: string
+  token_ids: number[]
+  logprobs?: TokenLogprobs[]
+}
+
+export interface FinishDelta {
+  type: 'finish'
+  reason: 'stop' | 'length'
+  usage: TokenUsage
+  /** null: nothing ran for this answer. */
+  timing: Timing | null
+}
+
+export type Delta = TextDelta | FinishDelta
+export const isFinishDelta = (delta: Delta): delta is FinishDelta => delta.type === 'finish'
+
+/** Each item is what one read gave, in order; the last holds the finish. */
+export type Deltas = AsyncGenerator<Delta[]>
+
+export interface GenerationContext {
+  env: Env
+  requestId: string
+  tenantId: string
+  signal: AbortSignal
+  /** Work that outlives the answer. */
+  defer: (work: Promise<unknown>) => void
+}
+
+export async function* generate(prompt: Prompt, context: GenerationContext): Deltas {
+  const stopped = new AbortController()
+  const events = backend.generate(
+    context.env,
+    wireRequest(prompt, context),
+    AbortSignal.any([context.signal, stopped.signal]),
+  )
+  const text = new TextStage(prompt)
+  let finished = false
+  try {
+    for await (const batch of events) {
+      const deltas = text.push(batch)
+      if (text.stopped && !deltas.some(isFinishDelta))
+        deltas.push(await endAtStop(prompt, context, text, stopped))
+      finished = deltas.some(isFinishDelta)
+      yield deltas
+      if (finished) return
+    }
+  } finally {
+    // An abort closes the stream, which cancels at the backend; asking by name as well covers a proxy that keeps it open.
+    if (!finished) {
+      stopped.abort()
+      context.defer(backend.cancel(context.env, context.requestId).catch(() => null))
+    }
+  }
+}
+
+/** A stop string came up: the engine is stopped; the answer costs what was read until then. */
+async function endAtStop(
+  prompt: Prompt,
+  context: GenerationContext,
+  text: TextStage,
+  stopped: AbortController,
+): Promise<FinishDelta> {
+  const used = await backend.cancel(context.env, context.requestId).catch(() => null)
+  stopped.abort()
+  return {
+    type: 'finish',
+    reason: 'stop',
+    usage: { prompt: prompt.tokenIds.length, cached: used?.cached ?? 0, completion: text.tokens },
+    timing: null,
+  }
+}
+
+const wireRequest = (prompt: Prompt, context: GenerationContext) => ({
+  request_id: context.requestId,
+  model: model.id,
+  token_ids: prompt.tokenIds,
+  sampling: wireSampling(prompt),
+  cache: { salt: context.tenantId, shared_prefix_tokens: prompt.sharedPrefixTokens },
+})
+
+function wireSampling({ sampling: { seed, logprobs, ...rest } }: Prompt) {
+  return { ...rest, ...(seed === null ? {} : { seed }), ...(logprobs === null ? {} : { logprobs }) }
+}
+
+/** Tokens to text: never half a character, nothing of a stop string. */
+class TextStage {
+  tokens = 0
+  readonly #detokenizer = new Detokenizer(tokenizer)
+  readonly #matcher: StopMatcher
+
+  constructor(prompt: Prompt) {
+    this.#matcher = new StopMatcher(prompt.stop)
+  }
+
+  get stopped(): boolean {
+    return this.#matcher.matched
+  }
+
+  push(events: GenerateEvent[]): Delta[] {
+    return events.flatMap((event) => (isFinish(event) ? this.#finish(event) : [this.#tokens(event)]))
+  }
+
+  #tokens(event: TokensEvent): TextDelta {
+    const delta: TextDelta = {
+      type: 'text',
+      text: '',
+      token_ids: [],
+      ...(event.logprobs ? { logprobs: [] } : {}),
+    }
+    for (const [at, id] of event.token_ids.entries()) {
+      if (this.stopped) break
+      this.tokens++
+      delta.token_ids.push(id)
+      const logprobs = event.logprobs?.[at]
+      if (logprobs) delta.logprobs?.push(logprobs)
+      delta.text += this.#matcher.push(this.#detokenizer.push([id]))
+    }
+    return delta
+  }
+
+  #finish(event: FinishEvent): Delta[] {
+    const { finish_reason, usage, timing } = event
+    if (finish_reason === 'deadline')
+      throw new ApiError('deadline_exceeded', 'The generation took longer than its deadline.')
+    if (finish_reason === 'cancelled')
+      throw new ApiError('request_cancelled', 'The generation was cancelled.')
+    const tail = this.#matcher.push(this.#detokenizer.flush()) + this.#matcher.flush()
+    const finish: FinishDelta = {
+      type: 'finish',
+      reason: this.stopped ? 'stop' : finish_reason,
+      usage,
+      timing,
+    }
+    return tail === '' ? [finish] : [{ type: 'text', text: tail, token_ids: [] }, finish]
+  }
+}

@@ -1,0 +1,93 @@
+/** The edge worker: every route in one table; a request runs along its line from left to right. */
+import { Hono } from 'hono'
+import { bodyLimit } from 'hono/body-limit'
+import { cors } from 'hono/cors'
+import { ApiError } from '../src/errors.ts'
+import { admin } from './admin.ts'
+import type { AppEnv } from './app-env.ts'
+import { auth } from './auth.ts'
+import { backendState } from './backend.ts'
+import { chat } from './chat.ts'
+import { count } from './count.ts'
+import { model } from './model.ts'
+import { prompt } from './prompt.ts'
+import { cache } from './result-cache.ts'
+
+export { Directory } from './directory.ts'
+export { Tenant } from './tenant.ts'
+
+const body_bytes_max = 4 * 1024 * 1024
+
+const limitedBody = bodyLimit({
+  maxSize: body_bytes_max,
+  onError: () => {
+    throw new ApiError('body_too_large', 'The body is larger than 4 MB.')
+  },
+})
+
+const exposed = [
+  'x-request-id',
+  'cache-status',
+  'retry-after',
+  'retry-after-ms',
+  'ratelimit',
+  'ratelimit-policy',
+  'x-ratelimit-limit-requests',
+  'x-ratelimit-remaining-requests',
+  'x-ratelimit-reset-requests',
+]
+
+const modelObject = {
+  id: model.id,
+  object: 'model',
+  created: model.created,
+  owned_by: 'qwen2-edge',
+  context_length: model.context_length,
+}
+
+const wrongMethod = (allow: string) => () => {
+  throw new ApiError('method_not_allowed', `Use ${allow} here.`, { headers: { allow } })
+}
+
+const app = new Hono<AppEnv>()
+  .use(async function identity(c, next) {
+    c.set('requestId', `req_${crypto.randomUUID().replaceAll('-', '')}`)
+    c.header('x-request-id', c.var.requestId)
+    await next()
+  })
+  .use('/v1/*', async function crossOrigin(c, next) {
+    const origin = c.env.CORS_ORIGINS === '*' ? '*' : c.env.CORS_ORIGINS.split(',')
+    return cors({ origin, exposeHeaders: exposed, maxAge: 86_400 })(c, next)
+  })
+  .post('/v1/chat/completions', auth, limitedBody, prompt, count, cache, ...chat)
+  .all('/v1/chat/completions', wrongMethod('POST'))
+  .get('/v1/models', auth, (c) => c.json({ object: 'list', data: [modelObject] }))
+  .get('/v1/models/:id{.+}', auth, (c) => {
+    const id = c.req.param('id')
+    if (id !== model.id)
+      throw new ApiError('model_not_found', `The model '${id}' does not exist here.`, { param: 'model' })
+    return c.json(modelObject)
+  })
+  .route('/admin', admin)
+  .get('/healthz', (c) => c.json({ status: 'ok' }))
+  .get('/readyz', async (c) => {
+    const backend = await backendState(c.env, model)
+    return c.json(
+      { status: backend === 'ready' ? 'ready' : 'not ready', backend, model: model.id },
+      backend === 'ready' ? 200 : 503,
+    )
+  })
+  .notFound((c) => {
+    throw new ApiError('not_found', `There is no ${c.req.method} ${c.req.path} here.`)
+  })
+  .onError((cause, c) => {
+    if (!(cause instanceof ApiError)) console.error(c.var.requestId, cause)
+    const error =
+      cause instanceof ApiError
+        ? cause
+        : new ApiError('internal_error', 'Something failed here. It was logged under this x-request-id.')
+    for (const [name, value] of Object.entries(error.headers)) c.header(name, value)
+    return new Response(JSON.stringify(error.body()), { status: error.status, headers: c.res.headers })
+  })
+
+export default app

@@ -1,0 +1,191 @@
+/**
+ * An answer in OpenAI's form, JSON or SSE. The first delta is awaited before the 200 is committed, so a failure until
+ * then has its status; after it a failure is a last SSE event named `error`. Beside OpenAI's fields the answer carries
+ * `timing` (milliseconds in queue, prefill and decode) where the engine ran for it.
+ */
+import type { Context } from 'hono'
+import { ApiError } from '../src/errors.ts'
+import type { TokenLogprob, TokenLogprobs, TokenUsage } from '../src/protocol.ts'
+import { encodeSse, sse_ping } from '../src/sse.ts'
+import type { AppEnv } from './app-env.ts'
+import { isFinishDelta, type Delta, type Deltas, type FinishDelta, type TextDelta } from './generation.ts'
+import { model, tokenizer } from './model.ts'
+
+const heartbeat_ms = 10_000
+
+/** @param abort called when the caller goes away before the end. */
+export async function respond(
+  c: Context<AppEnv>,
+  deltas: Deltas,
+  abort: () => void = () => undefined,
+): Promise<Response> {
+  c.header('cache-status', c.var.cache.status)
+  if (!c.var.chat.stream) return c.json(await completion(c, deltas))
+  const first = await deltas.next()
+  c.header('content-type', 'text/event-stream; charset=utf-8')
+  c.header('cache-control', 'no-cache, no-transform')
+  c.header('x-accel-buffering', 'no')
+  return c.body(eventStream(new ChunkWriter(c), first, deltas, abort), 200)
+}
+
+async function completion(c: Context<AppEnv>, deltas: Deltas) {
+  const texts: TextDelta[] = []
+  let finish: FinishDelta | undefined
+  for await (const batch of deltas) {
+    for (const delta of batch) {
+      if (isFinishDelta(delta)) finish = delta
+      else texts.push(delta)
+    }
+  }
+  if (finish === undefined) throw new ApiError('internal_error', 'The answer ended without a finish.')
+  const content = texts.map((delta) => delta.text).join('')
+  const logprobs = texts.flatMap((delta) => delta.logprobs ?? [])
+  return {
+    ...head(c, 'chat.completion'),
+    choices: [
+      {
+        index: 0,
+        message: { role: 'assistant', content, refusal: null },
+        logprobs: c.var.prompt.sampling.logprobs === null ? null : openaiLogprobs(logprobs),
+        finish_reason: finish.reason,
+      },
+    ],
+    usage: usage(finish.usage),
+    ...(finish.timing ? { timing: finish.timing } : {}),
+  }
+}
+
+function eventStream(
+  writer: ChunkWriter,
+  first: IteratorResult<Delta[]>,
+  deltas: Deltas,
+  abort: () => void,
+): ReadableStream<Uint8Array> {
+  const encoder = new TextEncoder()
+  let next: Promise<IteratorResult<Delta[]>> | null = Promise.resolve(first)
+
+  /** The next piece of the body that is not empty. */
+  async function piece(): Promise<{ text: string; last: boolean }> {
+    for (;;) {
+      next ??= deltas.next()
+      const item = await within(next, heartbeat_ms)
+      if (item === 'silent') return { text: sse_ping, last: false }
+      next = null
+      if (item.done === true) throw new ApiError('internal_error', 'The answer ended without a finish.')
+      const text = writer.chunks(item.value)
+      if (item.value.some(isFinishDelta)) return { text: text + 'data: [DONE]\n\n', last: true }
+      if (text !== '') return { text, last: false }
+    }
+  }
+
+  return new ReadableStream<Uint8Array>(
+    {
+      async pull(controller) {
+        try {
+          const { text, last } = await piece()
+          controller.enqueue(encoder.encode(text))
+          if (!last) return
+          await deltas.return(undefined)
+        } catch (cause) {
+          const error =
+            cause instanceof ApiError
+              ? cause
+              : new ApiError('internal_error', 'The answer broke off.', { cause })
+          controller.enqueue(
+            encoder.encode(encodeSse({ event: 'error', data: JSON.stringify(error.body()) })),
+          )
+        }
+        controller.close()
+      },
+      async cancel() {
+        abort()
+        await deltas.return(undefined)
+      },
+    },
+    { highWaterMark: 0 },
+  )
+}
+
+async function within<T>(work: Promise<T>, ms: number): Promise<T | 'silent'> {
+  let timer: number | null = null
+  const silence = new Promise<'silent'>((resolve) => {
+    timer = setTimeout(() => resolve('silent'), ms)
+  })
+  try {
+    return await Promise.race([work, silence])
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+class ChunkWriter {
+  readonly #c: Context<AppEnv>
+  readonly #head
+  #begun = false
+
+  constructor(c: Context<AppEnv>) {
+    this.#c = c
+    this.#head = head(c, 'chat.completion.chunk')
+  }
+
+  chunks(deltas: Delta[]): string {
+    let out = ''
+    if (!this.#begun) {
+      this.#begun = true
+      out += this.#chunk({ role: 'assistant', content: '', refusal: null }, null, null)
+    }
+    for (const delta of deltas) out += isFinishDelta(delta) ? this.#finish(delta) : this.#text(delta)
+    return out
+  }
+
+  #text(delta: TextDelta): string {
+    // Half a character, or what may become a stop string, is still held back.
+    if (delta.text === '' && !delta.logprobs) return ''
+    return this.#chunk({ content: delta.text }, delta.logprobs ? openaiLogprobs(delta.logprobs) : null, null)
+  }
+
+  #finish(delta: FinishDelta): string {
+    const timing = delta.timing ? { timing: delta.timing } : {}
+    const last = this.#chunk({}, null, delta.reason, timing)
+    if (!this.#c.var.chat.includeUsage) return last
+    return last + sse({ ...this.#head, choices: [], usage: usage(delta.usage), ...timing })
+  }
+
+  #chunk(delta: object, logprobs: object | null, finish_reason: string | null, more: object = {}): string {
+    const withUsage = this.#c.var.chat.includeUsage ? { usage: null } : {}
+    return sse({
+      ...this.#head,
+      choices: [{ index: 0, delta, logprobs, finish_reason }],
+      ...withUsage,
+      ...more,
+    })
+  }
+}
+
+const sse = (chunk: object) => `data: ${JSON.stringify(chunk)}\n\n`
+
+const head = <Kind extends string>(c: Context<AppEnv>, object: Kind) => ({
+  id: `chatcmpl-${c.var.requestId}`,
+  object,
+  created: Math.floor(Date.now() / 1000),
+  model: model.id,
+  system_fingerprint: `fp_${model.revision.slice(0, 12)}`,
+})
+
+const usage = ({ prompt, cached, completion }: TokenUsage) => ({
+  prompt_tokens: prompt,
+  completion_tokens: completion,
+  total_tokens: prompt + completion,
+  prompt_tokens_details: { cached_tokens: cached },
+})
+
+function openaiLogprobs(tokens: TokenLogprobs[]) {
+  const one = ({ token_id, logprob }: TokenLogprob) => {
+    const bytes = tokenizer.tokenBytes(token_id)
+    return { token: new TextDecoder().decode(bytes), logprob, bytes: [...bytes] }
+  }
+  return {
+    content: tokens.map((token) => ({ ...one(token), top_logprobs: token.top.map(one) })),
+    refusal: null,
+  }
+}

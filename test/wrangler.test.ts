@@ -1,0 +1,31 @@
+import { unstable_readConfig } from 'wrangler'
+import { describe, expect, it } from 'vitest'
+
+const read = (env?: string) =>
+  unstable_readConfig({ config: 'wrangler.toml', ...(env ? { env } : {}) }, { hideWarnings: true })
+
+/** Bindings are not inherited: what development has and production lacks fails only once it is deployed. */
+describe('wrangler.toml', () => {
+  const [development, production] = [read(), read('production')]
+
+  it('binds in production everything that it binds in development', () => {
+    const names = (config: typeof development) => ({
+      vars: Object.keys(config.vars),
+      secrets: config.secrets?.required,
+      kv: config.kv_namespaces.map((kv) => kv.binding),
+      objects: config.durable_objects.bindings.map(({ name, class_name }) => [name, class_name]),
+    })
+    expect(names(production)).toEqual(names(development))
+  })
+
+  it('keeps what is for development alone out of production', () => {
+    expect(production.vars).toMatchObject({ ENVIRONMENT: 'production', DEV_KEY: '' })
+    expect(production.workers_dev).toBe(false)
+  })
+
+  it('lets a client that goes away stop its generation', () => {
+    expect(production.compatibility_flags).toEqual(
+      expect.arrayContaining(['enable_request_signal', 'request_signal_passthrough']),
+    )
+  })
+})

@@ -1,0 +1,175 @@
+/**
+ * The backend's HTTP face (src/protocol.ts): token ids in, token ids out. Everything under /v1 wants the secret;
+ * /health, /ready and /metrics are for the private network. It answers before the weights are loaded: alive, not ready.
+ */
+import { createHash, timingSafeEqual } from 'node:crypto'
+import { Hono, type MiddlewareHandler } from 'hono'
+import { bodyLimit } from 'hono/body-limit'
+import * as z from 'zod/mini'
+import { ApiError } from '../src/errors.ts'
+import { GenerateRequest, type CancelResponse, type ModelCard } from '../src/protocol.ts'
+import { resolveSampling } from '../src/sampling.ts'
+import type { Engine } from './engine.ts'
+import { eventStream } from './event-queue.ts'
+import { Generations, type Outcome } from './generations.ts'
+import { createMetrics } from './metrics.ts'
+
+const body_bytes_max = 4 * 1024 ** 2
+const retry_after_s = 2
+/** nginx's word for a client that left before its answer; nobody reads it but the log. */
+const status_client_gone = 499
+
+export interface ServiceOptions {
+  model: string
+  secret: string
+  heartbeat_ms?: number
+  onOutcome?: (outcome: Outcome) => void
+}
+
+export interface Service {
+  app: Hono
+  /** From here on it is ready. */
+  attach(engine: Engine, card: ModelCard): void
+  /** Takes no more; resolves when what runs has ended, or was cancelled because `grace_ms` was over. */
+  drain(grace_ms: number): Promise<void>
+}
+
+export function createService(options: ServiceOptions): Service {
+  let loaded: { engine: Engine; card: ModelCard } | null = null
+  let draining = false
+  const metrics = createMetrics(options.model, () => loaded?.engine ?? null)
+  const generations = new Generations({
+    ...metrics,
+    ended(outcome) {
+      metrics.ended(outcome)
+      options.onOutcome?.(outcome)
+    },
+  })
+
+  const running = () => {
+    if (loaded !== null) return loaded
+    throw new ApiError('backend_unavailable', 'The model is still loading', { retryAfterS: retry_after_s })
+  }
+  const accepting = () => {
+    if (!draining) return running()
+    throw new ApiError('backend_unavailable', 'This backend is draining', { retryAfterS: retry_after_s })
+  }
+
+  const app = new Hono()
+    .get('/health', (c) => c.json({ status: 'ok' }))
+    .get('/ready', (c) => c.json({ status: 'ready', model: accepting().card.id }))
+    .get('/metrics', async (c) => c.body(await metrics.text(), 200, { 'content-type': metrics.contentType }))
+    .use('/v1/*', secretRequired(options.secret))
+    .get('/v1/model', (c) => c.json(running().card))
+    .post('/v1/generate', limitBody, async (c) => {
+      const { engine, card } = accepting()
+      const request = parse(await readJson(c.req.raw))
+      const signal = c.req.raw.signal
+      const generation = generations.start(engine, request, sampling(request, card))
+      if (!(await generation.events.waited({ signal }))) {
+        generation.cancel()
+        return new Response(null, { status: status_client_gone })
+      }
+      const failure = generation.events.failure()
+      if (failure !== null) throw new ApiError(failure.error.code, failure.error.message)
+      const body = eventStream(generation.events, options.heartbeat_ms ?? 10_000, generation.cancel)
+      return c.body(body, 200, {
+        'content-type': 'text/event-stream',
+        'cache-control': 'no-store',
+        'x-accel-buffering': 'no',
+      })
+    })
+    .post('/v1/generate/:request_id/cancel', async (c) => {
+      const request_id = c.req.param('request_id')
+      const answer: CancelResponse = { request_id, usage: await generations.cancel(request_id) }
+      return c.json(answer)
+    })
+    .post('/v1/drain', (c) => {
+      draining = true
+      return c.json({ draining, running: generations.running })
+    })
+    .delete('/v1/drain', (c) => {
+      draining = false
+      return c.json({ draining, running: generations.running })
+    })
+
+  app.notFound((c) => render(new ApiError('not_found', `No route ${c.req.method} ${c.req.path}`)))
+  app.onError((error, c) => {
+    if (error instanceof ApiError) return render(error)
+    process.stderr.write(`${c.req.method} ${c.req.path}: ${error.stack ?? String(error)}\n`)
+    return render(new ApiError('internal_error', 'The backend failed; its log says why'))
+  })
+
+  return {
+    app,
+    attach(engine, card) {
+      loaded = { engine, card }
+    },
+    async drain(grace_ms) {
+      draining = true
+      const timer = setTimeout(() => generations.cancelAll(), grace_ms)
+      await generations.idle()
+      clearTimeout(timer)
+    },
+  }
+}
+
+const render = (error: ApiError): Response =>
+  Response.json(error.body(), { status: error.status, headers: error.headers })
+
+const limitBody = bodyLimit({
+  maxSize: body_bytes_max,
+  onError() {
+    throw new ApiError('body_too_large', `A request body may have ${body_bytes_max} bytes`)
+  },
+})
+
+/** Digests are compared, so neither the secret's length nor its beginning shows in the time taken. */
+function secretRequired(secret: string): MiddlewareHandler {
+  const digest = (text: string) => createHash('sha256').update(text).digest()
+  const expected = digest(secret)
+  return async function secretRequired(c, next) {
+    const given = /^Bearer (.+)$/.exec(c.req.header('authorization') ?? '')?.[1]
+    if (given === undefined)
+      throw new ApiError('missing_api_key', 'Send the backend secret as authorization: Bearer SECRET')
+    if (!timingSafeEqual(digest(given), expected))
+      throw new ApiError('invalid_api_key', 'The backend secret is wrong')
+    await next()
+  }
+}
+
+async function readJson(request: Request): Promise<unknown> {
+  const text = await request.text()
+  try {
+    return JSON.parse(text)
+  } catch (error) {
+    throw new ApiError('invalid_json', 'The body is no JSON', { cause: error })
+  }
+}
+
+function parse(body: unknown): GenerateRequest {
+  const parsed = GenerateRequest.safeParse(body)
+  if (parsed.success) return parsed.data
+  const issue = parsed.error.issues[0]
+  const param = issue === undefined ? '' : z.core.toDotPath(issue.path)
+  throw new ApiError('invalid_value', `${param === '' ? 'body' : param}: ${issue?.message ?? 'invalid'}`, {
+    ...(param === '' ? {} : { param }),
+  })
+}
+
+function sampling(request: GenerateRequest, card: ModelCard) {
+  if (request.model !== card.id)
+    throw new ApiError('model_not_found', `This backend runs ${card.id}, not ${request.model}`, {
+      param: 'model',
+    })
+  const prompt = request.token_ids.length
+  const room = card.context_length - prompt
+  const asked = request.sampling.max_tokens ?? 1
+  if (asked > room)
+    throw new ApiError(
+      'context_length_exceeded',
+      `The context holds ${card.context_length} tokens; the prompt has ${prompt}, ${asked} more do not fit`,
+      { param: prompt >= card.context_length ? 'token_ids' : 'sampling.max_tokens' },
+    )
+  return resolveSampling(request.sampling, card.generation, room)
+}

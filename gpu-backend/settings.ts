@@ -1,0 +1,86 @@
+/** The backend's settings: a flag or its environment variable, checked once, in one place. */
+import { availableParallelism } from 'node:os'
+import { Command, InvalidArgumentError, Option } from 'commander'
+
+export interface Settings {
+  model: string
+  device: 'cpu'
+  host: string
+  port: number
+  secret: string
+  threads: number
+  kvMemoryMb?: number
+  maxBatch?: number
+  prefillChunk?: number
+  maxQueue?: number
+  drainSeconds: number
+  log: 'warn' | 'info'
+}
+
+const integer = (min: number, max: number) => (text: string) => {
+  const value = Number(text)
+  if (text.trim() !== '' && Number.isInteger(value) && value >= min && value <= max) return value
+  throw new InvalidArgumentError(`It must be a whole number from ${min} to ${max}.`)
+}
+
+export function readSettings(argv: readonly string[]): Settings {
+  const option = (flags: string, env: string, text: string) => new Option(flags, text).env(env)
+  const count = (flags: string, env: string, text: string, min: number, max: number) =>
+    option(flags, env, text).argParser(integer(min, max))
+  const command = new Command('backend')
+    .description('Runs a Qwen2 checkpoint and serves it to the gateway: token ids in, token ids out.')
+    .addOption(option('--model <model>', 'MODEL', 'tiny, a folder, or a hub id').default('tiny'))
+    .addOption(
+      option('--device <device>', 'DEVICE', 'what computes').choices(['auto', 'cpu', 'cuda']).default('auto'),
+    )
+    .addOption(option('--host <address>', 'BACKEND_HOST', 'address to listen on').default('127.0.0.1'))
+    .addOption(count('--port <port>', 'BACKEND_PORT', 'port to listen on', 0, 65_535).default(8788))
+    .addOption(option('--secret <text>', 'BACKEND_SECRET', 'what callers of /v1 must send; prefer the variable'))
+    .addOption(
+      count('--threads <n>', 'THREADS', 'CPU threads of the engine', 1, 1024).default(availableParallelism()),
+    )
+    .addOption(count('--kv-memory <MiB>', 'KV_MEMORY_MB', 'memory for the prefix cache', 1, 16_777_216))
+    .addOption(count('--max-batch <n>', 'MAX_BATCH', 'sequences computed together', 1, 4096))
+    .addOption(count('--prefill-chunk <tokens>', 'PREFILL_CHUNK', 'prompt tokens a step takes', 16, 65_536))
+    .addOption(count('--max-queue <n>', 'MAX_QUEUE', 'requests that may wait', 1, 1_000_000))
+    .addOption(
+      count('--drain <seconds>', 'DRAIN_SECONDS', 'on SIGTERM, for running requests', 0, 3600).default(25),
+    )
+    .addOption(
+      option('--log <level>', 'LOG', 'info: a line for each request').choices(['warn', 'info']).default('warn'),
+    )
+    .parse(argv)
+  const given = command.opts<{
+    model: string
+    device: 'auto' | 'cpu' | 'cuda'
+    host: string
+    port: number
+    secret?: string
+    threads: number
+    kvMemory?: number
+    maxBatch?: number
+    prefillChunk?: number
+    maxQueue?: number
+    drain: number
+    log: 'warn' | 'info'
+  }>()
+  if (given.device === 'cuda')
+    command.error('error: this build computes on the CPU alone; set DEVICE=cpu or leave it out')
+  if (given.secret === undefined || given.secret === '')
+    command.error('error: BACKEND_SECRET is not set; the gateway sends it, for example $(openssl rand -hex 32)')
+  const { kvMemory, maxBatch, prefillChunk, maxQueue } = given
+  return {
+    model: given.model,
+    device: 'cpu',
+    host: given.host,
+    port: given.port,
+    secret: given.secret ?? '',
+    threads: given.threads,
+    ...(kvMemory === undefined ? {} : { kvMemoryMb: kvMemory }),
+    ...(maxBatch === undefined ? {} : { maxBatch }),
+    ...(prefillChunk === undefined ? {} : { prefillChunk }),
+    ...(maxQueue === undefined ? {} : { maxQueue }),
+    drainSeconds: given.drain,
+    log: given.log,
+  }
+}

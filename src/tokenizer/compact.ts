@@ -4,7 +4,8 @@
  * come from a cache of fixed size.
  */
 import { readVocabulary, type Vocabulary } from './format.ts'
-import { buildPairTable, createMergeWord, FIRST_MERGE } from './merges.ts'
+import { createMergeWord, FIRST_MERGE } from './merges.ts'
+import { buildPairTable } from './pair-table.ts'
 import { normalize } from './normalize.ts'
 import { wordEnd } from './split.ts'
 import { decoding, unknownId, type Tokenizer } from './tokenizer.ts'

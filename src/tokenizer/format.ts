@@ -12,7 +12,8 @@
  *
  * A reader refuses a bad magic, version, length, checksum or id by an Error that says which; it never reads out of bounds.
  */
-import { FIRST_MERGE, IDS_MAX } from './merges.ts'
+import { FIRST_MERGE } from './merges.ts'
+import { IDS_MAX } from './pair-table.ts'
 import type { AddedToken } from './tokenizer.ts'
 
 export interface Vocabulary {

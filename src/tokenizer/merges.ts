@@ -5,54 +5,12 @@
  * Short words search their few pairs again after each merge. Long ones (hostile input, mostly: a megabyte of one letter) rest on
  * this: a pair made by a merge contains its id and therefore has a higher rank. So ranks come up in rising order, and when one
  * comes up all its places are known. Places wait in one doubly linked list a rank, and a heap holds the ranks that wait:
- * O(n + r log r) for n bytes and r ranks met, 12 bytes of memory a byte of text.
+ * O(n + r log r) for n bytes and r ranks met, 16 bytes of memory a byte of text.
  */
+import { NO_RANK, rankOf, type PairTable } from './pair-table.ts'
+
 export const FIRST_MERGE = 256
-/** Ids must fit 18 bits, as the table packs two ids and a rank in 64. */
-export const IDS_MAX = 1 << 18
 const SHORT_MAX = 40
-
-/** Open addressing, linear probing, two int32 a slot: left | right << 18, right >> 14 | (rank + 1) << 4; 0 in the second is empty. */
-export interface PairTable {
-  slots: Int32Array
-  mask: number
-}
-
-export function buildPairTable(left: Uint32Array, right: Uint32Array): PairTable {
-  let capacity = 16
-  while (capacity < left.length * 1.7) capacity *= 2
-  const slots = new Int32Array(capacity * 2)
-  const mask = capacity - 1
-  for (let rank = 0; rank < left.length; rank++) {
-    const a = left[rank] as number
-    const b = right[rank] as number
-    let slot = pairHash(a, b) & mask
-    while (slots[slot * 2 + 1] !== 0) slot = (slot + 1) & mask
-    slots[slot * 2] = a | (b << 18)
-    slots[slot * 2 + 1] = (b >>> 14) | ((rank + 1) << 4)
-  }
-  return { slots, mask }
-}
-
-function pairHash(left: number, right: number): number {
-  const h = Math.imul(left, 0x9e3779b1) ^ Math.imul(right, 0x85ebca6b)
-  return h ^ (h >>> 15)
-}
-
-const NO_RANK = 0x7fffffff
-
-function rankOf(table: PairTable, left: number, right: number): number {
-  const { slots, mask } = table
-  const low = left | (right << 18)
-  const high = right >>> 14
-  let slot = pairHash(left, right) & mask
-  for (;;) {
-    const second = slots[slot * 2 + 1] as number
-    if (second === 0) return NO_RANK
-    if (slots[slot * 2] === low && (second & 15) === high) return (second >>> 4) - 1
-    slot = (slot + 1) & mask
-  }
-}
 
 /** `ids[0..count)`, one a byte, merged in place; returns how many remain. */
 export type MergeWord = (ids: Int32Array, count: number) => number
@@ -155,9 +113,14 @@ function mergeLong(
 
   for (let i = 0; i + 1 < count; i++) list(i, i + 1)
   for (let rank = waiting.pop(); rank !== undefined; rank = waiting.pop()) {
-    // Where both sides are the same id, places overlap ("aaa") and the order counts; else any order gives the same.
-    for (const place of risingPlaces(heads[rank] as number, after)) {
-      if (before[place] !== UNLISTED) merge(place, rank)
+    let place = heads[rank] as number
+    if (place === NONE) continue
+    const id = ids[place] as number
+    if (id === ids[place + idLength(id)]) {
+      // Places may overlap ("aaa"): leftmost first, and a place whose token was merged away has left its list.
+      for (const next of risingPlaces(place, after)) if (before[next] !== UNLISTED) merge(next, rank)
+    } else {
+      for (; place !== NONE; place = heads[rank] as number) merge(place, rank)
     }
   }
 
@@ -170,14 +133,18 @@ function mergeLong(
   return n
 }
 
-function risingPlaces(head: number, after: Int32Array): number[] {
-  const places: number[] = []
-  let falling = true
-  for (let place = head; place !== NONE; place = after[place] as number) {
-    if (places.length > 0 && place > (places.at(-1) as number)) falling = false
-    places.push(place)
+/** A list's places from left to right; mostly it has them from right to left. */
+function risingPlaces(head: number, after: Int32Array): Int32Array {
+  let length = 0
+  for (let place = head; place !== NONE; place = after[place] as number) length++
+  const places = new Int32Array(length)
+  let rising = true
+  for (let place = head, i = length - 1; place !== NONE; place = after[place] as number, i--) {
+    places[i] = place
+    if (i + 1 < length && place > (places[i + 1] as number)) rising = false
   }
-  return falling ? places.toReversed() : places.toSorted((a, b) => a - b)
+  if (!rising) places.sort()
+  return places
 }
 
 function createRankHeap(): { push: (rank: number) => void; pop: () => number | undefined } {

@@ -4,7 +4,8 @@
  */
 import { byteCharacters } from './byte-alphabet.ts'
 import { writeVocabulary } from './format.ts'
-import { FIRST_MERGE, IDS_MAX } from './merges.ts'
+import { FIRST_MERGE } from './merges.ts'
+import { IDS_MAX } from './pair-table.ts'
 import { QWEN2_PATTERN } from './split.ts'
 import type { AddedToken } from './tokenizer.ts'
 

@@ -56,19 +56,21 @@ export async function* generate(prompt: Prompt, context: GenerationContext): Del
     AbortSignal.any([context.signal, stopped.signal]),
   )
   const text = new TextStage(prompt)
-  let finished = false
+  let running = true
   try {
     for await (const batch of events) {
       const deltas = text.push(batch)
-      if (text.stopped && !deltas.some(isFinishDelta))
-        deltas.push(await endAtStop(prompt, context, text, stopped))
-      finished = deltas.some(isFinishDelta)
+      if (text.stopped && !deltas.some(isFinishDelta)) deltas.push(await endAtStop(prompt, context, text, stopped))
+      running = !deltas.some(isFinishDelta)
       yield deltas
-      if (finished) return
+      if (!running) return
     }
+  } catch (error) {
+    running = context.signal.aborted
+    throw error
   } finally {
     // An abort closes the stream, which cancels at the backend; asking by name as well covers a proxy that keeps it open.
-    if (!finished) {
+    if (running) {
       stopped.abort()
       context.defer(backend.cancel(context.env, context.requestId).catch(() => null))
     }

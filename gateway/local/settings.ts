@@ -1,0 +1,59 @@
+/** What `npm start` can be told; the same variables reach the backend, whose --help lists the rest. */
+import { join, resolve } from 'node:path'
+
+export const root = join(import.meta.dirname, '../..')
+
+export interface Settings {
+  model: string
+  gatewayPort: number
+  backendPort: number
+  /** Keys, Durable Objects, KV, the bundled worker. */
+  stateDir: string
+  /** null: the one in the state folder, made on the first start. */
+  devKey: string | null
+}
+
+export const help = `npm start: the whole of qwen2-edge on this machine, gateway and backend.
+
+  MODEL              tiny (shipped), a checkpoint folder, or a hub id such as Qwen/Qwen2-0.5B-Instruct   [tiny]
+  DEVICE             auto, cpu or cuda                                                                   [auto]
+  GATEWAY_PORT       the API: http://localhost:8787/v1                                                   [8787]
+  BACKEND_PORT       the backend, for the gateway alone                                                  [8788]
+  QWEN_EDGE_DEV_KEY  the API key                                                   [made once, then kept]
+  QWEN_EDGE_STATE    folder for keys, limits and caches                                           [.qwen-edge]
+  HF_ENDPOINT        where hub ids are fetched                                      [https://huggingface.co]
+  HF_TOKEN           for private and gated models
+  MODELS_DIR         folder for fetched models                                             [.qwen-edge/models]
+  LOG                info: a line for each generation                                                    [warn]
+
+The backend also reads THREADS, KV_MEMORY_MB, MAX_BATCH, PREFILL_CHUNK and MAX_QUEUE:
+node gpu-backend/main.ts --help explains them.
+`
+
+/** A mistake of whoever started it; the message is one line for them. */
+export class StartError extends Error {
+  override readonly name = 'StartError'
+}
+
+export function readSettings(env: NodeJS.ProcessEnv): Settings {
+  const settings = {
+    model: env['MODEL'] ?? 'tiny',
+    gatewayPort: port(env, 'GATEWAY_PORT', 8787),
+    backendPort: port(env, 'BACKEND_PORT', 8788),
+    stateDir: resolve(root, env['QWEN_EDGE_STATE'] ?? '.qwen-edge'),
+    devKey: env['QWEN_EDGE_DEV_KEY'] ?? null,
+  }
+  if (settings.gatewayPort === settings.backendPort)
+    throw new StartError(`GATEWAY_PORT and BACKEND_PORT are both ${settings.gatewayPort}: change one`)
+  if (settings.devKey !== null && !/^[\w.-]{8,128}$/.test(settings.devKey))
+    throw new StartError('QWEN_EDGE_DEV_KEY must be 8 to 128 letters, digits, dots, hyphens or underscores')
+  return settings
+}
+
+function port(env: NodeJS.ProcessEnv, name: string, fallback: number): number {
+  const text = env[name]
+  if (text === undefined || text === '') return fallback
+  const value = Number(text)
+  if (Number.isInteger(value) && value >= 1 && value <= 65_535) return value
+  throw new StartError(`${name}=${text} is no port: a whole number from 1 to 65535`)
+}

@@ -8,6 +8,7 @@ import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'no
 import { availableParallelism } from 'node:os'
 import { join, relative } from 'node:path'
 import { exclusively } from './exclusive.ts'
+import { endWithParent } from './parent.ts'
 
 const source = join(import.meta.dirname, 'native')
 const build = join(source, 'build')
@@ -15,7 +16,6 @@ const addon = join(build, 'qwen2_edge.node')
 const stamp = join(build, 'sources.sha256')
 const lock = join(import.meta.dirname, '../.qwen-edge/build-native.lock')
 const cmake_version_min = [3, 20] as const
-
 
 function sourceHash(): string {
   const hash = createHash('sha256').update(`${process.platform} ${process.arch}`)
@@ -107,6 +107,7 @@ async function buildNative(): Promise<void> {
   process.stderr.write(`native engine: built in ${((performance.now() - started) / 1000).toFixed(1)} s\n`)
 }
 
+endWithParent()
 try {
   if (!isCurrent(sourceHash()))
     await exclusively(lock, buildNative, (pid) =>

@@ -57,14 +57,14 @@ function liveHolder(file: string): number | null {
   } catch {
     return null
   }
-  const [pid = 0, started = ''] = [Number.parseInt(claim, 10), claim.split(' ')[1]]
+  const pid = Number.parseInt(claim, 10)
   if (!(pid > 0)) return null
   try {
     process.kill(pid, 0)
   } catch (error) {
     if (!(error instanceof Error && 'code' in error && error.code === 'EPERM')) return null
   }
-  return started === startTime(pid) ? pid : null
+  return claim === `${pid} ${startTime(pid)}` ? pid : null
 }
 
 /** Clock ticks since boot, or empty where the system does not tell. */

@@ -32,7 +32,7 @@ export interface Observer {
 
 export interface Generation {
   events: EventQueue
-  cancel(): void
+  cancel: () => void
 }
 
 interface Live extends Generation {

@@ -9,12 +9,13 @@ import { openEngine, type Engine } from './engine.ts'
 import type { Outcome } from './generations.ts'
 import { modelCard } from './model-card.ts'
 import { modelId, resolveModel } from './model-source.ts'
+import { endWithParent } from './parent.ts'
 import { createService } from './service.ts'
 import { readSettings, type Settings } from './settings.ts'
 
 const close_ms_max = 2000
 
-if (process.channel) process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'))
+endWithParent()
 
 const settings = readSettings(process.argv)
 const service = createService({

@@ -13,6 +13,7 @@ import type { ModelCard } from '../src/protocol.ts'
 import { packTokenizer } from '../src/tokenizer/compact.ts'
 import { ModelError } from './model-download.ts'
 import { resolveModel, type ModelSource } from './model-source.ts'
+import { endWithParent } from './parent.ts'
 
 const revision_chars = 32
 /** Larger weights are known by their header, size and samples: hashing 15 GB takes half a minute at each start. */
@@ -67,7 +68,8 @@ export function tokenizerFor(dir: string): Uint8Array {
   try {
     return packTokenizer(JSON.parse(bytes.toString()))
   } catch (error) {
-    if (error instanceof SyntaxError) throw new ModelError(`${dir}/tokenizer.json is no JSON`, { cause: error })
+    if (error instanceof SyntaxError)
+      throw new ModelError(`${dir}/tokenizer.json is no JSON`, { cause: error })
     return bytes
   }
 }
@@ -151,6 +153,7 @@ function writeIfChanged(path: string, content: Uint8Array): boolean {
 }
 
 if (import.meta.main) {
+  endWithParent()
   try {
     const { values, positionals } = parseArgs({
       allowPositionals: true,

@@ -152,9 +152,9 @@ function parse(body: unknown): GenerateRequest {
   if (parsed.success) return parsed.data
   const issue = parsed.error.issues[0]
   const param = issue === undefined ? '' : z.core.toDotPath(issue.path)
-  throw new ApiError('invalid_value', `${param === '' ? 'body' : param}: ${issue?.message ?? 'invalid'}`, {
-    ...(param === '' ? {} : { param }),
-  })
+  const why = issue?.message ?? 'invalid'
+  if (param === '') throw new ApiError('invalid_value', `body: ${why}`)
+  throw new ApiError('invalid_value', `${param}: ${why}`, { param })
 }
 
 function sampling(request: GenerateRequest, card: ModelCard) {

@@ -58,7 +58,7 @@ async function start(settings: Settings): Promise<void> {
   unlock = lockState(stateDir)
   await assertFree(gatewayPort, 'GATEWAY_PORT')
   await assertFree(backendPort, 'BACKEND_PORT')
-  const secrets = readSecrets(stateDir, settings.devKey)
+  const secrets = readSecrets(settings)
   const modelDir = join(stateDir, 'model')
   const workerDir = join(stateDir, 'worker')
 

@@ -11,23 +11,26 @@ export interface Settings {
   stateDir: string
   /** null: the one in the state folder, made on the first start. */
   devKey: string | null
+  /** null: likewise. */
+  adminToken: string | null
 }
 
 export const help = `npm start: the whole of qwen2-edge on this machine, gateway and backend.
 
-  MODEL              tiny (shipped), a checkpoint folder, or a hub id such as Qwen/Qwen2-0.5B-Instruct   [tiny]
-  DEVICE             auto, cpu or cuda                                                                   [auto]
-  GATEWAY_PORT       the API: http://localhost:8787/v1                                                   [8787]
-  BACKEND_PORT       the backend, for the gateway alone                                                  [8788]
-  QWEN_EDGE_DEV_KEY  the API key                                                   [made once, then kept]
-  QWEN_EDGE_STATE    folder for keys, limits and caches                                           [.qwen-edge]
-  HF_ENDPOINT        where hub ids are fetched                                      [https://huggingface.co]
-  HF_TOKEN           for private and gated models
-  MODELS_DIR         folder for fetched models                                             [.qwen-edge/models]
-  LOG                info: a line for each generation                                                    [warn]
+  MODEL                  tiny (shipped), a folder, or a hub id such as Qwen/Qwen2-0.5B-Instruct   [tiny]
+  DEVICE                 auto, cpu or cuda                                                        [auto]
+  GATEWAY_PORT           the API: http://localhost:8787/v1                                        [8787]
+  BACKEND_PORT           the backend, for the gateway alone                                       [8788]
+  QWEN_EDGE_DEV_KEY      the API key                                              [made once, then kept]
+  QWEN_EDGE_ADMIN_TOKEN  for /admin: tenants and keys                             [made once, then kept]
+  QWEN_EDGE_STATE        folder for keys, limits and caches                                 [.qwen-edge]
+  MODELS_DIR             folder for models fetched from the hub                      [.qwen-edge/models]
+  HF_ENDPOINT            where they are fetched                                 [https://huggingface.co]
+  HF_TOKEN               for private and gated models
+  LOG                    info: a line for each generation                                         [warn]
 
 The backend also reads THREADS, KV_MEMORY_MB, MAX_BATCH, PREFILL_CHUNK and MAX_QUEUE:
-node gpu-backend/main.ts --help explains them.
+npx node gpu-backend/main.ts --help explains them.
 `
 
 /** A mistake of whoever started it; the message is one line for them. */
@@ -42,11 +45,14 @@ export function readSettings(env: NodeJS.ProcessEnv): Settings {
     backendPort: port(env, 'BACKEND_PORT', 8788),
     stateDir: resolve(root, env['QWEN_EDGE_STATE'] ?? '.qwen-edge'),
     devKey: env['QWEN_EDGE_DEV_KEY'] ?? null,
+    adminToken: env['QWEN_EDGE_ADMIN_TOKEN'] ?? null,
   }
   if (settings.gatewayPort === settings.backendPort)
     throw new StartError(`GATEWAY_PORT and BACKEND_PORT are both ${settings.gatewayPort}: change one`)
-  if (settings.devKey !== null && !/^[\w.-]{8,128}$/.test(settings.devKey))
-    throw new StartError('QWEN_EDGE_DEV_KEY must be 8 to 128 letters, digits, dots, hyphens or underscores')
+  const { devKey, adminToken } = settings
+  for (const [name, text] of Object.entries({ QWEN_EDGE_DEV_KEY: devKey, QWEN_EDGE_ADMIN_TOKEN: adminToken }))
+    if (text !== null && !/^[\w.~+/=-]{1,256}$/.test(text))
+      throw new StartError(`${name} must be 1 to 256 characters that a bearer token may have (RFC 6750)`)
   return settings
 }
 

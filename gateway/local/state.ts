@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { makeKey } from '../../src/keys.ts'
-import { StartError } from './settings.ts'
+import { StartError, type Settings } from './settings.ts'
 
 export interface Secrets {
   BACKEND_SECRET: string
@@ -15,7 +15,7 @@ export interface Secrets {
   DEV_KEY: string
 }
 
-export function readSecrets(stateDir: string, devKey: string | null): Secrets {
+export function readSecrets({ stateDir, devKey, adminToken }: Settings): Secrets {
   const path = join(stateDir, 'secrets.json')
   const kept = readObject(path)
   const text = (name: keyof Secrets, make: () => string): string => {
@@ -30,7 +30,11 @@ export function readSecrets(stateDir: string, devKey: string | null): Secrets {
     DEV_KEY: text('DEV_KEY', () => makeKey('dev')),
   }
   writeFileSync(path, `${JSON.stringify(secrets, null, 2)}\n`, { mode: 0o600 })
-  return devKey === null ? secrets : { ...secrets, DEV_KEY: devKey }
+  return {
+    ...secrets,
+    ADMIN_TOKEN: adminToken ?? secrets.ADMIN_TOKEN,
+    DEV_KEY: devKey ?? secrets.DEV_KEY,
+  }
 }
 
 function readObject(path: string): Record<string, unknown> {

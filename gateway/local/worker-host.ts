@@ -3,6 +3,7 @@
  * front of it would cost 60% of the throughput. Miniflare starts a workerd that died again by itself.
  * Usage: worker-host.ts WORKER_FOLDER STATE_FOLDER; vars that differ from wrangler.toml come in WORKER_VARS as JSON.
  */
+import { createRequire } from 'node:module'
 import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare, type V4WorkerOptions } from 'miniflare'
@@ -14,6 +15,10 @@ const vars = JSON.parse(process.env['WORKER_VARS'] ?? '{}') as Record<string, st
 const { workerOptions, externalWorkers } = JSON.parse(
   readFileSync(join(workerDir, 'options.json'), 'utf8'),
 ) as { workerOptions: V4WorkerOptions; externalWorkers: V4WorkerOptions[] }
+
+/** The workerd that this Miniflare was made for. */
+const { default: workerd } = createRequire(import.meta.resolve('miniflare'))('workerd') as { default: string }
+process.env['MINIFLARE_WORKERD_PATH'] = join(import.meta.dirname, 'workerd.sh')
 
 const tmp = join(stateDir, 'tmp')
 rmSync(tmp, { recursive: true, force: true })
@@ -57,7 +62,7 @@ const miniflare = new Miniflare(
     log: new RuntimeLog(LogLevel.WARN),
     resourcePersistencePath: join(stateDir, 'objects'),
     resourceTmpPath: tmp,
-    unsafeRuntimeEnv: { TMPDIR: tmp },
+    unsafeRuntimeEnv: { WORKERD: workerd },
     handleStructuredLogs: ({ level, message }) =>
       (level === 'error' || level === 'warn' ? process.stderr : process.stdout).write(`${message}\n`),
   }),

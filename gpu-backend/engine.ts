@@ -1,0 +1,282 @@
+/**
+ * The engine as the service sees it: open a checkpoint, submit token ids, get token ids back as events.
+ *
+ * Events of one engine step arrive together, at most one token event per request and wake-up, on the event loop's own
+ * turn; a handler that throws is reported as an uncaught exception and harms no other request. Node stays alive while
+ * a request is under way and exits otherwise, even without close().
+ */
+import { randomInt } from 'node:crypto'
+import { totalmem } from 'node:os'
+import type { FinishReason, Timing, TokenLogprobs, TokenUsage } from '../src/protocol.ts'
+import type { GenerationDefaults, ResolvedSampling } from '../src/sampling.ts'
+import { CheckpointError, readCheckpoint, type Checkpoint } from './checkpoint.ts'
+import { loadAddon, type EngineStats, type NativeEngine, type NativeRequest } from './native-addon.ts'
+
+export { CheckpointError }
+export type { EngineStats }
+
+export interface EngineOptions {
+  modelDir: string
+  device: 'cpu'
+  /** Default: one per physical core. */
+  threads?: number
+  /** Keys and values. Default: 512 MB or one full context, whichever is more, but at most a quarter of the memory. */
+  kvMemoryMb?: number
+  /** Sequences that run at once. Default 64. */
+  maxBatch?: number
+  /** Prompt tokens per step while nothing decodes. Default 512. */
+  prefillChunk?: number
+  /** Prompt tokens per step beside decoding sequences. Default 64. */
+  prefillChunkBeside?: number
+  /** Requests that may wait. Default 256. */
+  maxQueue?: number
+  /** Forces a kernel level: 'avx512', 'avx2' or 'base'. Default: the best here. */
+  kernels?: string
+  /** Checks the block accounting whenever the last request ends. Default false. */
+  checkWhenIdle?: boolean
+}
+
+export interface ModelInfo {
+  revision: string
+  /** Tokens a request may use: the model's context, or less where the KV memory holds less. */
+  contextLength: number
+  vocabSize: number
+  tokenizerVocabSize: number
+  eosTokenIds: number[]
+  generationDefaults: GenerationDefaults
+  dtype: string
+  device: 'cpu'
+  threads: number
+  kernelLevel: string
+  blockSize: number
+  blocksTotal: number
+  weightBytes: number
+  parameters: number
+}
+
+export interface EngineRequest {
+  tokenIds: Uint32Array
+  /** max_tokens 0 computes the prompt and finishes with 'length': it warms the prefix cache. */
+  sampling: ResolvedSampling
+  /** Who may reuse the blocks. */
+  salt: string
+  /** Leading tokens that are operator text, shared by every salt. */
+  sharedPrefixTokens: number
+  /** Higher runs first. */
+  priority: number
+  /** From now. */
+  deadlineMs?: number
+}
+
+/** Completion tokens are those handed out; the token that stopped the answer is neither emitted nor counted. */
+export type EngineEvent =
+  | { type: 'tokens'; tokenIds: number[]; logprobs?: TokenLogprobs[] }
+  | { type: 'finish'; reason: FinishReason; usage: TokenUsage; timing: Timing }
+  | { type: 'error'; code: string; message: string; retryable: boolean }
+
+export interface Engine {
+  readonly model: ModelInfo
+  /** @returns a handle for cancel(). Throws InvalidRequestError, QueueFullError or EngineClosedError. */
+  submit(request: EngineRequest, onEvent: (event: EngineEvent) => void): number
+  /** Idempotent; the request still gets its final 'finish' with exact usage. */
+  cancel(handle: number): void
+  stats(): EngineStats
+  /** Throws IntegrityError when a block of the prefix cache is lost; waits for the step under way. */
+  checkIntegrity(): void
+  /** Logits of every token, [tokens][vocabSize], prefilled in chunks; for oracles, it holds up the event loop. */
+  logits(tokenIds: Uint32Array, chunk?: number): Float32Array
+  /** Cancels what runs, hands out the last events, then resolves. */
+  close(): Promise<void>
+}
+
+export class EngineError extends Error {}
+/** The request can never be served: change it. */
+export class InvalidRequestError extends EngineError {
+  override name = 'InvalidRequestError'
+}
+/** Too many requests wait: try again later. */
+export class QueueFullError extends EngineError {
+  override name = 'QueueFullError'
+}
+export class EngineClosedError extends EngineError {
+  override name = 'EngineClosedError'
+}
+export class IntegrityError extends EngineError {
+  override name = 'IntegrityError'
+}
+
+const errors = { CheckpointError, InvalidRequestError, QueueFullError, EngineClosedError, IntegrityError }
+
+/** Native errors carry a name; here they become the class of that name. */
+function typed(error: unknown): unknown {
+  if (!(error instanceof Error)) return error
+  const known = Object.hasOwn(errors, error.name) ? errors[error.name as keyof typeof errors] : EngineError
+  return new known(error.message, { cause: error })
+}
+
+function attempt<T>(call: () => T): T {
+  try {
+    return call()
+  } catch (error) {
+    throw typed(error)
+  }
+}
+
+const finish_reasons = ['stop', 'length', 'cancelled', 'deadline'] as const satisfies FinishReason[]
+
+/** Rejects with CheckpointError: one clear line. */
+export async function openEngine(options: EngineOptions): Promise<Engine> {
+  const checkpoint = await readCheckpoint(options.modelDir)
+  const handlers = new Map<number, (event: EngineEvent) => void>()
+  const native = await loadAddon()
+    .open(
+      {
+        files: checkpoint.files,
+        tensors: checkpoint.tensors,
+        config: checkpoint.config,
+        revision: checkpoint.revision,
+        threads: options.threads ?? 0,
+        kernels: options.kernels ?? '',
+        kvBytes: kvBytes(options, checkpoint),
+        maxQueue: options.maxQueue ?? 256,
+        maxBatch: options.maxBatch ?? 64,
+        prefillChunk: options.prefillChunk ?? 512,
+        prefillChunkBeside: options.prefillChunkBeside ?? 64,
+        checkWhenIdle: options.checkWhenIdle ?? false,
+      },
+      () => deliver(),
+    )
+    .catch((error: unknown) => {
+      throw typed(error)
+    })
+
+  function deliver(): void {
+    for (const [handle, event] of read(native)) {
+      const handler = handlers.get(handle)
+      if (event.type !== 'tokens') handlers.delete(handle)
+      try {
+        handler?.(event)
+      } catch (error) {
+        queueMicrotask(() => {
+          throw error
+        })
+      }
+    }
+    if (handlers.size === 0) native.keepAlive(false)
+  }
+
+  return {
+    model: describe(checkpoint, native),
+    submit(request, onEvent) {
+      const handle = attempt(() => native.submit(toNative(request, checkpoint.eosTokenIds)))
+      if (handlers.size === 0) native.keepAlive(true)
+      handlers.set(handle, onEvent)
+      return handle
+    },
+    cancel: (handle) => native.cancel(handle),
+    stats: () => native.stats(),
+    checkIntegrity: () => attempt(() => native.checkIntegrity()),
+    logits: (tokenIds, chunk = 512) => attempt(() => native.logits(tokenIds, chunk)),
+    async close() {
+      await native.close()
+      deliver()
+    },
+  }
+}
+
+/** Bytes of keys and values per token: fp32, two per layer and KV head; values are padded to 16 channels. */
+function kvBytesPerToken({ layers, kvHeads, headDim }: Checkpoint['config']): number {
+  return layers * kvHeads * (headDim + Math.ceil(headDim / 16) * 16) * 4
+}
+
+function kvBytes({ kvMemoryMb }: EngineOptions, { config }: Checkpoint): number {
+  if (kvMemoryMb !== undefined) return Math.floor(kvMemoryMb * 1e6)
+  const context = (config.context + 16) * kvBytesPerToken(config)
+  return Math.floor(Math.min(Math.max(512e6, context), totalmem() / 4))
+}
+
+function describe(checkpoint: Checkpoint, native: NativeEngine): ModelInfo {
+  const { threads, kernelLevel, blockSize, blocksTotal } = native.info()
+  return {
+    revision: checkpoint.revision,
+    contextLength: Math.min(checkpoint.config.context, blocksTotal * blockSize),
+    vocabSize: checkpoint.config.vocab,
+    tokenizerVocabSize: checkpoint.config.tokenizerVocab,
+    eosTokenIds: checkpoint.eosTokenIds,
+    generationDefaults: checkpoint.generationDefaults,
+    dtype: checkpoint.dtype,
+    device: 'cpu',
+    threads,
+    kernelLevel,
+    blockSize,
+    blocksTotal,
+    weightBytes: checkpoint.weightBytes,
+    parameters: checkpoint.parameters,
+  }
+}
+
+function toNative({ tokenIds, sampling, ...request }: EngineRequest, eos: number[]): NativeRequest {
+  const biases = Object.entries(sampling.logit_bias)
+  return {
+    tokenIds,
+    salt: request.salt,
+    sharedPrefixTokens: request.sharedPrefixTokens,
+    priority: request.priority,
+    deadlineMs: request.deadlineMs ?? 0,
+    temperature: sampling.temperature,
+    topP: sampling.top_p,
+    topK: sampling.top_k,
+    minP: sampling.min_p,
+    repetitionPenalty: sampling.repetition_penalty,
+    presencePenalty: sampling.presence_penalty,
+    frequencyPenalty: sampling.frequency_penalty,
+    seed: sampling.seed ?? randomInt(2 ** 48 - 1),
+    maxTokens: sampling.max_tokens,
+    minTokens: sampling.min_tokens,
+    stop: Uint32Array.from([...sampling.stop_token_ids, ...(sampling.ignore_eos ? [] : eos)]),
+    logprobs: sampling.logprobs ?? -1,
+    biasedTokens: Uint32Array.from(biases, ([id]) => Number(id)),
+    biases: biases.map(([, bias]) => bias),
+  }
+}
+
+type Tokens = Extract<EngineEvent, { type: 'tokens' }>
+
+/** The records since the last wake-up (layout: native/addon/mailbox.h); a request's tokens become one event. */
+function* read(native: NativeEngine): Generator<[handle: number, event: EngineEvent]> {
+  const { records, messages } = native.drain()
+  let at = 0
+  const next = (): number => records[at++]!
+  const open = new Map<number, Tokens>()
+  while (at < records.length) {
+    const kind = next()
+    const handle = next()
+    if (kind === 0) {
+      let event = open.get(handle)
+      if (event === undefined) open.set(handle, (event = { type: 'tokens', tokenIds: [] }))
+      const token = next()
+      event.tokenIds.push(token)
+      if (next() === 1) (event.logprobs ??= []).push(readLogprobs(token, next))
+      continue
+    }
+    const tokens = open.get(handle)
+    if (tokens !== undefined) yield [handle, tokens]
+    open.delete(handle)
+    if (kind === 1) yield [handle, readFinish(next)]
+    else yield [handle, { type: 'error', code: 'engine_error', message: messages[next()]!, retryable: true }]
+  }
+  yield* open
+}
+
+function readLogprobs(token_id: number, next: () => number): TokenLogprobs {
+  const logprob = next()
+  const top = Array.from({ length: next() }, () => ({ token_id: next(), logprob: next() }))
+  return { token_id, logprob, top }
+}
+
+function readFinish(next: () => number): EngineEvent {
+  const reason = finish_reasons[next()]!
+  const usage = { prompt: next(), cached: next(), completion: next() }
+  const timing = { queue_ms: next(), prefill_ms: next(), decode_ms: next() }
+  return { type: 'finish', reason, usage, timing }
+}

@@ -1,0 +1,141 @@
+/** The whole surface of the native addon (native/addon); engine.ts is the only user. */
+import { createRequire } from 'node:module'
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+
+/** One tensor as a safetensors header describes it; native code checks every number again. */
+export interface TensorEntry {
+  name: string
+  dtype: string
+  shape: number[]
+  /** Index into `files`. */
+  file: number
+  /** Bytes from the start of the file. */
+  begin: number
+  end: number
+}
+
+export interface NativeModelConfig {
+  hidden: number
+  layers: number
+  heads: number
+  kvHeads: number
+  headDim: number
+  intermediate: number
+  /** Rows of the embedding. */
+  vocab: number
+  /** Tokens that exist; rows above are padding and are never sampled. */
+  tokenizerVocab: number
+  context: number
+  rmsNormEps: number
+  ropeTheta: number
+  tied: boolean
+}
+
+export interface NativeOptions {
+  files: string[]
+  tensors: TensorEntry[]
+  config: NativeModelConfig
+  revision: string
+  /** 0: one per physical core. */
+  threads: number
+  /** '': the best this machine has; else 'avx512', 'avx2' or 'base'. */
+  kernels: string
+  kvBytes: number
+  maxQueue: number
+  maxBatch: number
+  prefillChunk: number
+  prefillChunkBeside: number
+  checkWhenIdle: boolean
+}
+
+export interface NativeRequest {
+  tokenIds: Uint32Array
+  salt: string
+  sharedPrefixTokens: number
+  priority: number
+  /** 0: none. */
+  deadlineMs: number
+  temperature: number
+  topP: number
+  topK: number
+  minP: number
+  repetitionPenalty: number
+  presencePenalty: number
+  frequencyPenalty: number
+  seed: number
+  maxTokens: number
+  minTokens: number
+  stop: Uint32Array
+  /** -1: none. */
+  logprobs: number
+  biasedTokens: Uint32Array
+  biases: number[]
+}
+
+export interface EngineStats {
+  blocksTotal: number
+  blocksFree: number
+  blocksCached: number
+  blocksUsed: number
+  running: number
+  waiting: number
+  /** Prompt tokens looked up in the prefix cache, and found there. */
+  prefixQueries: number
+  prefixHits: number
+  /** Blocks. */
+  evictions: number
+  preemptions: number
+  /** Prompt tokens computed (not found in the cache). */
+  promptTokens: number
+  generatedTokens: number
+  requests: number
+  steps: number
+}
+
+export interface NativeInfo {
+  threads: number
+  kernelLevel: string
+  blockSize: number
+  blocksTotal: number
+}
+
+/** Methods throw an Error whose `name` is one of ErrorName. */
+export interface NativeEngine {
+  submit(request: NativeRequest): number
+  cancel(handle: number): void
+  /** What happened since the last call; the layout is written in addon/mailbox.h. */
+  drain(): { records: Float64Array; messages: string[] }
+  /** Whether Node must stay alive for the engine. */
+  keepAlive(yes: boolean): void
+  stats(): EngineStats
+  info(): NativeInfo
+  /** [tokens][vocab] */
+  logits(tokenIds: Uint32Array, chunk: number): Float32Array
+  checkIntegrity(): void
+  close(): Promise<void>
+}
+
+export type ErrorName =
+  | 'CheckpointError'
+  | 'InvalidRequestError'
+  | 'QueueFullError'
+  | 'EngineClosedError'
+  | 'IntegrityError'
+  | 'EngineError'
+
+export interface NativeAddon {
+  /** @param wake called when drain() has something, once until it is drained */
+  open(options: NativeOptions, wake: () => void): Promise<NativeEngine>
+  /** Bytes per second that `threads` (0: all cores) threads read from `bytes` of memory. */
+  readBandwidth(threads: number, bytes: number): number
+}
+
+let loaded: NativeAddon | undefined
+
+/** Throws when the addon was not built. */
+export function loadAddon(): NativeAddon {
+  const path = join(import.meta.dirname, 'native/build/qwen2_edge.node')
+  if (!existsSync(path)) throw new Error(`${path} is missing: run \`npm run build:native\``)
+  return (loaded ??= createRequire(import.meta.url)(path) as NativeAddon)
+}

@@ -1,0 +1,102 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <list>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/sha256.h"
+#include "base/types.h"
+#include "cache/block_pool.h"
+
+namespace qe {
+
+/**
+ * Remembers which KV block holds which tokens, so that a prompt's known beginning need not be computed again.
+ *
+ * Algorithm: a full block is named by a chain hash, SHA-256(parent's hash, its 16 token ids). The root holds whatever
+ * the numbers depend on (model, dtype, RoPE settings). A tenant's salt enters the chain at the first block that is not
+ * wholly operator text: blocks before it are shared by everybody, blocks after it only within the salt. As hashes
+ * chain, equal hashes mean equal whole prefixes; the token ids and the parent are compared all the same, so that a bug
+ * in the hash can cost a miss but never a wrong answer.
+ * Blocks nobody holds stay, in order of release, and are evicted from the oldest; sequences release their tail first,
+ * so an evicted block never leaves a reachable child behind for long.
+ * Two sequences may compute the same block at once; the first to publish it keeps the name, the second's copy is freed
+ * with its sequence.
+ *
+ * Limits: one thread. Threads of conversation that share no leading 16 tokens share nothing.
+ */
+class PrefixCache {
+ public:
+  using BlockTokens = std::span<const TokenId, kBlockSize>;
+
+  struct Counters {
+    std::uint64_t queries = 0;    // tokens looked up
+    std::uint64_t hits = 0;       // tokens found
+    std::uint64_t evictions = 0;  // blocks
+  };
+
+  /** @param identity everything but tokens and salt that the cached numbers depend on */
+  PrefixCache(std::size_t blocks, std::string_view identity);
+
+  /** The chain's start: shared by all, or a tenant's. */
+  [[nodiscard]] const Hash& root() const { return root_; }
+  /** Where the chain leaves the operator's text for the tenant's. */
+  [[nodiscard]] static Hash salted(const Hash& parent, std::string_view salt);
+  [[nodiscard]] static Hash chain(const Hash& parent, BlockTokens tokens);
+
+  /** The block of that name, held once more, or nothing. */
+  std::optional<BlockId> acquire(const Hash& name, const Hash& parent, BlockTokens tokens);
+  /** An empty block held once: a free one, else the longest idle one, evicted; nothing when every block is used. */
+  std::optional<BlockId> allocate();
+  /** Gives a fully computed block, held by the caller, its name. */
+  void publish(BlockId block, const Hash& name, const Hash& parent, BlockTokens tokens);
+  /** Drops one hold. */
+  void release(BlockId block);
+  /** Forgets every idle block and the names of the used ones (the weights changed, or an operator asked). */
+  void clear();
+
+  [[nodiscard]] std::size_t total() const { return pool_.total(); }
+  [[nodiscard]] std::size_t free() const { return pool_.free(); }
+  [[nodiscard]] std::size_t cached() const { return idle_.size(); }
+  [[nodiscard]] std::size_t used() const { return total() - free() - cached(); }
+  /** Blocks allocate() can still give. */
+  [[nodiscard]] std::size_t available() const { return free() + cached(); }
+  [[nodiscard]] const Counters& counters() const { return counters_; }
+  void count_query(std::size_t tokens) { counters_.queries += tokens; }
+  void count_hits(std::size_t tokens) { counters_.hits += tokens; }
+
+  /** Throws Error(integrity) unless free + cached + used == total and every index agrees.
+      @param holders how many sequences hold each block, [total] */
+  void check_integrity(std::span<const std::uint32_t> holders) const;
+
+ private:
+  struct Content {
+    Hash name{}, parent{};
+    std::array<TokenId, kBlockSize> tokens{};
+  };
+  struct HashOfHash {
+    std::size_t operator()(const Hash& hash) const;
+  };
+  struct Slot {
+    std::optional<Content> content;        // set: published under content->name
+    std::list<BlockId>::iterator idle_at;  // valid while `idle`
+    bool idle = false;
+  };
+
+  void forget(BlockId block);
+
+  BlockPool pool_;
+  Hash root_;
+  std::vector<Slot> slots_;                                 // [blocks]
+  std::unordered_map<Hash, BlockId, HashOfHash> by_name_;
+  std::list<BlockId> idle_;                                 // longest idle first
+  Counters counters_;
+};
+
+}  // namespace qe

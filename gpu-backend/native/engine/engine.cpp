@@ -1,0 +1,311 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <exception>
+#include <future>
+#include <utility>
+
+#include "base/error.h"
+
+namespace qe {
+namespace {
+
+double milliseconds(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double, std::milli>(to - from).count();
+}
+
+std::size_t rows_max(const SchedulerLimits& limits) {
+  return std::max(limits.chunk, limits.batch + limits.chunk_beside);
+}
+
+std::size_t blocks_in(const EngineOptions& options, const Ops& ops, const AttentionShape& shape) {
+  const std::size_t blocks = options.kv_bytes / ops.kv_block_bytes(shape);
+  if (blocks < 2)
+    throw Error(ErrorCode::invalid_request,
+                concat("KV memory of ", options.kv_bytes, " bytes holds ", blocks, " blocks of ", kBlockSize,
+                       " tokens (", ops.kv_block_bytes(shape), " bytes each); at least 2 are wanted"));
+  return std::min<std::size_t>(blocks, 0xffffffff);
+}
+
+}  // namespace
+
+Engine::Engine(std::unique_ptr<Ops> ops, const ModelConfig& config, std::unique_ptr<Checkpoint> checkpoint,
+               EngineOptions options, Sink sink)
+    : checkpoint_(std::move(checkpoint)),
+      ops_(std::move(ops)),
+      options_(std::move(options)),
+      sink_(std::move(sink)),
+      model_((config.check(), config), *checkpoint_, *ops_, rows_max(options_.limits)),
+      cache_(blocks_in(options_, *ops_, model_.attention_shape()),
+             concat(options_.identity, " fp32 ", ops_->level(), " theta ", config.rope_theta)),
+      scheduler_(cache_, options_.limits) {
+  ops_->allocate_kv(model_.attention_shape(), cache_.total());
+  publish_stats();
+  thread_ = std::thread([this] { loop(); });
+}
+
+Engine::~Engine() { close(); }
+
+std::uint32_t Engine::submit(Request request) {
+  const auto refuse = [](const std::string& why) { throw Error(ErrorCode::invalid_request, why); };
+  const ModelConfig& config = model_.config();
+  const std::size_t prompt = request.tokens.size();
+  if (prompt == 0) refuse("the prompt is empty");
+  for (const TokenId token : request.tokens)
+    if (token >= config.tokenizer_vocab)
+      refuse(concat("token id ", token, " is outside the vocabulary of ", config.tokenizer_vocab));
+  if (prompt + request.sampling.max_tokens > config.context)
+    refuse(concat("prompt of ", prompt, " + max_tokens of ", request.sampling.max_tokens, " exceeds the context of ",
+                  config.context, " tokens"));
+  const std::size_t room = prompt + request.sampling.max_tokens;
+  if (!scheduler_.fits(room))
+    refuse(concat(room, " tokens exceed the KV memory of ", cache_.total() * kBlockSize, " tokens"));
+
+  Sequence sequence;
+  sequence.tokens = std::move(request.tokens);
+  sequence.tokens.reserve(room);
+  sequence.prompt = prompt;
+  sequence.salt = std::move(request.salt);
+  sequence.shared_prefix = std::min(request.shared_prefix, prompt);
+  sequence.priority = request.priority;
+  sequence.submitted = Clock::now();
+  if (request.deadline_ms > 0)
+    sequence.deadline = sequence.submitted + std::chrono::microseconds(std::llround(request.deadline_ms * 1000));
+  Sampler sampler(std::move(request.sampling), config.tokenizer_vocab, sequence.tokens);
+  auto generation = std::make_unique<Generation>(std::move(sequence), std::move(sampler));
+
+  const std::scoped_lock lock(mutex_);
+  if (closing_) throw Error(ErrorCode::closed, "the engine is closed");
+  if (incoming_.size() + shown_.waiting >= options_.queue_max)
+    throw Error(ErrorCode::queue_full, concat("the queue of ", options_.queue_max, " requests is full"));
+  const std::uint32_t handle = next_handle_++;
+  generation->sequence.handle = handle;
+  generation->sequence.arrival = handle;
+  incoming_.push_back(std::move(generation));
+  wake_.notify_one();
+  return handle;
+}
+
+void Engine::cancel(std::uint32_t handle) {
+  const std::scoped_lock lock(mutex_);
+  cancelled_.push_back(handle);
+  wake_.notify_one();
+}
+
+void Engine::close() {
+  {
+    const std::scoped_lock lock(mutex_);
+    closing_ = true;
+    wake_.notify_one();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+EngineStats Engine::stats() const {
+  const std::scoped_lock lock(mutex_);
+  EngineStats stats = shown_;
+  stats.waiting += incoming_.size();
+  return stats;
+}
+
+void Engine::loop() {
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      if (generations_.empty())
+        wake_.wait(lock, [this] { return closing_ || !incoming_.empty() || !cancelled_.empty() || !commands_.empty(); });
+      if (closing_) break;
+    }
+    try {
+      take_in();
+      expire();
+      step();
+      if (generations_.empty() && options_.check_when_idle) scheduler_.check_integrity();
+    } catch (const std::exception& error) {
+      fail_all(error.what());
+    }
+    publish_stats();
+    if (!events_.empty()) sink_(std::exchange(events_, {}));
+  }
+  take_in();
+  while (!generations_.empty()) finish(generations_.begin()->second->sequence, FinishReason::cancelled);
+  publish_stats();
+  if (!events_.empty()) sink_(std::exchange(events_, {}));
+}
+
+bool Engine::step() {
+  const std::vector<Slice> plan = scheduler_.schedule();
+  if (plan.empty()) return false;
+  const std::span<const float> logits = model_.forward(batch_of(plan));
+  postprocess(plan, logits);
+  ++counters_.steps;
+  return true;
+}
+
+void Engine::take_in() {
+  std::vector<std::unique_ptr<Generation>> incoming;
+  std::vector<std::uint32_t> cancelled;
+  std::vector<std::function<void()>> commands;
+  {
+    const std::scoped_lock lock(mutex_);
+    incoming.swap(incoming_), cancelled.swap(cancelled_), commands.swap(commands_);
+    shown_.waiting += incoming.size();  // still counted against the queue until the next snapshot
+  }
+  for (auto& generation : incoming) {
+    Sequence& sequence = generation->sequence;
+    ++counters_.requests;
+    generations_.emplace(sequence.handle, std::move(generation));
+    scheduler_.add(sequence);
+  }
+  for (const std::uint32_t handle : cancelled)
+    if (const auto found = generations_.find(handle); found != generations_.end())
+      finish(found->second->sequence, FinishReason::cancelled);
+  for (const auto& command : commands) command();
+}
+
+void Engine::expire() {
+  const Clock::time_point now = Clock::now();
+  std::vector<Sequence*> late;
+  for (const auto& [handle, generation] : generations_)
+    if (generation->sequence.deadline && *generation->sequence.deadline <= now) late.push_back(&generation->sequence);
+  for (Sequence* sequence : late) finish(*sequence, FinishReason::deadline);
+}
+
+const Batch& Engine::batch_of(const std::vector<Slice>& plan) {
+  batch_.clear();
+  for (const Slice& slice : plan) {
+    const Sequence& sequence = *slice.sequence;
+    batch_.slices.push_back({batch_.rows(), slice.count, slice.first, sequence.blocks});
+    for (std::size_t i = 0; i < slice.count; ++i) {
+      batch_.tokens.push_back(sequence.tokens[slice.first + i]);
+      batch_.positions.push_back(slice.first + i);
+    }
+    if (slice.complete()) batch_.logit_rows.push_back(batch_.rows() - 1);
+  }
+  return batch_;
+}
+
+void Engine::postprocess(const std::vector<Slice>& plan, std::span<const float> logits) {
+  const std::size_t vocab = model_.config().vocab;
+  std::size_t row = 0;
+  for (const Slice& slice : plan) {
+    Sequence& sequence = *slice.sequence;
+    scheduler_.commit(slice);
+    if (sequence.generated() == 0) counters_.prompt_tokens += slice.count;
+    if (!slice.complete()) continue;
+
+    Sampler& sampler = generations_.at(sequence.handle)->sampler;
+    const std::span<const float> mine = logits.subspan(row++ * vocab, vocab);
+    if (sequence.generated() == 0) sequence.first_token = Clock::now();
+    if (sampler.params().max_tokens == 0) {
+      finish(sequence, FinishReason::length);
+      continue;
+    }
+    Sampled sampled = sampler.next(mine, sequence.tokens.size());
+    ++counters_.generated_tokens;
+    const std::vector<TokenId>& stop = sampler.params().stop;
+    if (std::ranges::find(stop, sampled.token) != stop.end()) {
+      finish(sequence, FinishReason::stop);
+      continue;
+    }
+    sequence.tokens.push_back(sampled.token);
+    events_.emplace_back(TokenEvent{sequence.handle, sampler.params().logprobs >= 0, std::move(sampled)});
+    if (sequence.generated() == sampler.params().max_tokens) finish(sequence, FinishReason::length);
+  }
+}
+
+/** Ends a generation: its blocks go back, its last event goes out, and the sequence is gone. */
+void Engine::finish(Sequence& sequence, FinishReason reason) {
+  const Clock::time_point now = Clock::now();
+  const bool admitted = sequence.cached.has_value();
+  const bool begun = admitted && sequence.first_token != Clock::time_point{};
+  FinishEvent event{sequence.handle, reason, sequence.prompt, sequence.cached.value_or(0), sequence.generated(), 0, 0, 0};
+  event.queue_ms = milliseconds(sequence.submitted, admitted ? sequence.admitted : now);
+  if (admitted) event.prefill_ms = milliseconds(sequence.admitted, begun ? sequence.first_token : now);
+  if (begun) event.decode_ms = milliseconds(sequence.first_token, now);
+  events_.emplace_back(event);
+  scheduler_.remove(sequence);
+  generations_.erase(sequence.handle);
+}
+
+void Engine::fail_all(const std::string& message) {
+  for (auto& [handle, generation] : generations_) {
+    events_.emplace_back(FailureEvent{handle, message});
+    scheduler_.remove(generation->sequence);
+  }
+  generations_.clear();
+}
+
+void Engine::publish_stats() {
+  EngineStats stats = counters_;
+  stats.blocks_total = cache_.total(), stats.blocks_free = cache_.free();
+  stats.blocks_cached = cache_.cached(), stats.blocks_used = cache_.used();
+  stats.running = scheduler_.running(), stats.waiting = scheduler_.waiting();
+  stats.prefix_queries = cache_.counters().queries, stats.prefix_hits = cache_.counters().hits;
+  stats.evictions = cache_.counters().evictions;
+  stats.preemptions = scheduler_.preemptions();
+  const std::scoped_lock lock(mutex_);
+  shown_ = stats;
+}
+
+void Engine::run_between_steps(const std::function<void()>& command) {
+  std::promise<void> done;
+  {
+    const std::scoped_lock lock(mutex_);
+    if (closing_) throw Error(ErrorCode::closed, "the engine is closed");
+    commands_.emplace_back([&] {
+      try {
+        command();
+        done.set_value();
+      } catch (...) {
+        done.set_exception(std::current_exception());
+      }
+    });
+    wake_.notify_one();
+  }
+  done.get_future().get();
+}
+
+void Engine::check_integrity() {
+  run_between_steps([this] { scheduler_.check_integrity(); });
+}
+
+std::vector<float> Engine::logits(std::span<const TokenId> tokens, std::size_t chunk) {
+  const ModelConfig& config = model_.config();
+  for (const TokenId token : tokens)
+    if (token >= config.vocab) throw Error(ErrorCode::invalid_request, concat("token id ", token, " has no embedding"));
+  if (tokens.size() > config.context) throw Error(ErrorCode::invalid_request, "the prompt exceeds the context");
+  std::vector<float> all;
+  run_between_steps([&] {
+    std::vector<BlockId> blocks;
+    const auto give_back = [&] { for (const BlockId block : blocks) cache_.release(block); };
+    try {
+      while (blocks.size() < div_up(tokens.size(), kBlockSize)) {
+        const auto block = cache_.allocate();
+        if (!block) throw Error(ErrorCode::queue_full, "no KV memory is free for the prompt");
+        blocks.push_back(*block);
+      }
+      const std::size_t step = std::clamp<std::size_t>(chunk, 1, rows_max(options_.limits));
+      for (std::size_t first = 0; first < tokens.size(); first += step) {
+        batch_.clear();
+        const std::size_t count = std::min(step, tokens.size() - first);
+        batch_.slices.push_back({0, count, first, blocks});
+        for (std::size_t i = 0; i < count; ++i) {
+          batch_.tokens.push_back(tokens[first + i]);
+          batch_.positions.push_back(first + i);
+          batch_.logit_rows.push_back(i);
+        }
+        const std::span<const float> rows = model_.forward(batch_);
+        all.insert(all.end(), rows.begin(), rows.end());
+      }
+    } catch (...) {
+      give_back();
+      throw;
+    }
+    give_back();
+  });
+  return all;
+}
+
+}  // namespace qe

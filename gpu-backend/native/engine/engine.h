@@ -1,0 +1,121 @@
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "cache/prefix_cache.h"
+#include "checkpoint/checkpoint.h"
+#include "engine/events.h"
+#include "model/qwen2.h"
+#include "ops/ops.h"
+#include "scheduler/scheduler.h"
+
+namespace qe {
+
+struct EngineOptions {
+  std::size_t kv_bytes = 0;      // memory for keys and values
+  std::size_t queue_max = 256;   // requests that may wait
+  SchedulerLimits limits;
+  std::string identity;          // the weights' revision: part of every prefix's name
+  bool check_when_idle = false;  // check_integrity() whenever the last request has ended
+};
+
+struct Request {
+  std::vector<TokenId> tokens;
+  SamplingParams sampling;  // max_tokens 0 computes the prompt and ends: it warms the prefix cache
+  std::string salt;
+  std::size_t shared_prefix = 0;  // leading tokens that are operator text
+  int priority = 0;               // higher runs first
+  double deadline_ms = 0;         // from now; 0: none
+};
+
+struct EngineStats {
+  std::size_t blocks_total, blocks_free, blocks_cached, blocks_used;
+  std::size_t running, waiting;
+  std::uint64_t prefix_queries, prefix_hits;  // tokens
+  std::uint64_t evictions;                    // blocks
+  std::uint64_t preemptions;
+  std::uint64_t prompt_tokens, generated_tokens;  // computed as prefill; sampled
+  std::uint64_t requests, steps;
+};
+
+/**
+ * Generates for many requests at once, on a thread of its own. Everything public may be called from any thread.
+ *
+ * A step is schedule -> run -> postprocess. Between steps the thread takes what came in: requests, cancellations,
+ * expired deadlines, commands. A step that throws fails the requests it held, retryably, and the engine goes on.
+ */
+class Engine {
+ public:
+  Engine(std::unique_ptr<Ops> ops, const ModelConfig& config, std::unique_ptr<Checkpoint> checkpoint,
+         EngineOptions options, Sink sink);
+  /** Cancels what is left and joins. */
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  /** @returns the handle its events carry. Throws Error: invalid_request, queue_full, closed. */
+  std::uint32_t submit(Request request);
+  /** Ends the request within one step; a handle that is unknown or done is ignored. */
+  void cancel(std::uint32_t handle);
+  /** Cancels everything, hands out the last events and waits for the thread to end. Idempotent, one caller at a time. */
+  void close();
+
+  [[nodiscard]] EngineStats stats() const;
+  /** Between two steps: throws Error(integrity) if a block is lost or an index disagrees. */
+  void check_integrity();
+  /** Logits of every token of a prompt, [tokens][vocab], computed in chunks of `chunk` beside the cache. For oracles. */
+  std::vector<float> logits(std::span<const TokenId> tokens, std::size_t chunk);
+
+  [[nodiscard]] const Ops& ops() const { return *ops_; }
+  [[nodiscard]] const ModelConfig& config() const { return model_.config(); }
+  [[nodiscard]] std::size_t blocks_total() const { return cache_.total(); }
+
+ private:
+  struct Generation {
+    Sequence sequence;
+    Sampler sampler;
+  };
+
+  void loop();
+  bool step();
+  void take_in();
+  void expire();
+  const Batch& batch_of(const std::vector<Slice>& plan);
+  void postprocess(const std::vector<Slice>& plan, std::span<const float> logits);
+  void finish(Sequence& sequence, FinishReason reason);
+  void fail_all(const std::string& message);
+  void publish_stats();
+  void run_between_steps(const std::function<void()>& command);
+
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<Ops> ops_;
+  EngineOptions options_;
+  Sink sink_;
+  Qwen2 model_;
+  PrefixCache cache_;
+  Scheduler scheduler_;
+  std::unordered_map<std::uint32_t, std::unique_ptr<Generation>> generations_;  // the engine's thread only
+  std::vector<Event> events_;                                                   // of the step under way
+  Batch batch_;
+  EngineStats counters_{};
+
+  mutable std::mutex mutex_;  // guards what follows
+  std::condition_variable wake_;
+  std::vector<std::unique_ptr<Generation>> incoming_;
+  std::vector<std::uint32_t> cancelled_;
+  std::vector<std::function<void()>> commands_;
+  EngineStats shown_{};
+  std::uint32_t next_handle_ = 1;
+  bool closing_ = false;
+
+  std::thread thread_;  // last: it uses everything above
+};
+
+}  // namespace qe

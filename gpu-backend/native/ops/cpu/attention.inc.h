@@ -1,0 +1,131 @@
+// Causal attention over paged keys and values, for one KV head and its group of query heads.
+//
+// Keys lie transposed inside a block, [head_dim][16 tokens], so that lanes are tokens and a score needs no horizontal
+// sum; values lie as [16 tokens][head_dim], so that lanes are channels. Per query the order of every sum is fixed by
+// absolute positions alone: a score runs over channels 0..head_dim-1; keys are cut into segments of 256 starting at
+// multiples of 256; each segment yields its own maximum, sum and weighted values (keys in order); segments are merged
+// in order by rescaling to the common maximum (the online softmax of Milakov and Gimelshein, 2018). How many rows share
+// a tile, or where a chunk of prefill began, changes no bit.
+
+inline void scores_of(const AttentionTile& t, std::size_t segment, std::size_t keys, const float* const* query,
+                      std::size_t queries, float* score /* [queries][kSegment] */) {
+  constexpr std::size_t kVectors = kBlockSize / kLanes;
+  constexpr std::size_t kQueries = kLanes == 16 ? 8 : kLanes == 8 ? 4 : 2;  // kQueries * kVectors accumulators
+  const F scale = set1(t.scale);
+  for (std::size_t first = 0; first < keys; first += kBlockSize) {
+    const float* block = t.keys + t.blocks[(segment + first) / kBlockSize] * t.key_block;  // [head_dim][16]
+    for (std::size_t q = 0; q < queries; q += kQueries) {
+      const std::size_t count = std::min(kQueries, queries - q);
+      const float* channel[kQueries];
+      for (std::size_t i = 0; i < kQueries; ++i) channel[i] = query[q + std::min(i, count - 1)];
+      F acc[kQueries][kVectors];
+#pragma GCC unroll 8
+      for (std::size_t i = 0; i < kQueries; ++i)
+#pragma GCC unroll 4
+        for (std::size_t v = 0; v < kVectors; ++v) acc[i][v] = set1(0.0f);
+      for (std::size_t d = 0; d < t.head_dim; ++d) {
+        F key[kVectors];
+#pragma GCC unroll 4
+        for (std::size_t v = 0; v < kVectors; ++v) key[v] = load(block + d * kBlockSize + v * kLanes);
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < kQueries; ++i)
+#pragma GCC unroll 4
+          for (std::size_t v = 0; v < kVectors; ++v) acc[i][v] = fma(set1(channel[i][d]), key[v], acc[i][v]);
+      }
+      for (std::size_t i = 0; i < count; ++i)
+        for (std::size_t v = 0; v < kVectors; ++v)
+          store(score + (q + i) * kSegment + first + v * kLanes, acc[i][v] * scale);
+    }
+  }
+}
+
+/** Turns `keys` scores into weights exp(score - maximum), the rest of the last block into zeros. */
+inline void weights_of(float* score, std::size_t keys, float& maximum, float& total) {
+  const std::size_t end = round_up(keys, kBlockSize);
+  for (std::size_t i = keys; i < end; ++i) score[i] = -std::numeric_limits<float>::infinity();
+  F top = load(score);
+  for (std::size_t i = kLanes; i < end; i += kLanes) top = max(load(score + i), top);
+  maximum = largest(top);
+  F all = set1(0.0f);
+  for (std::size_t i = 0; i < end; i += kLanes) {
+    F weight = exp(load(score + i) - set1(maximum));
+    store(score + i, weight);
+    if (i + kLanes > keys) {
+      for (std::size_t j = std::max(i, keys); j < i + kLanes; ++j) score[j] = 0.0f;
+      weight = load(score + i);
+    }
+    all = all + weight;
+  }
+  total = sum(all);
+}
+
+/** sum over keys, in order, of weight * value: [padded] */
+inline void weighted_values(const AttentionTile& t, std::size_t segment, std::size_t keys, const float* weight,
+                            float* out) {
+  constexpr std::size_t kVectors = 4;
+  for (std::size_t d = 0; d < t.padded; d += kVectors * kLanes) {
+    const std::size_t vectors = std::min(kVectors, (t.padded - d) / kLanes);
+    F acc[kVectors] = {set1(0.0f), set1(0.0f), set1(0.0f), set1(0.0f)};
+    for (std::size_t first = 0; first < keys; first += kBlockSize) {
+      const float* value = t.values + t.blocks[(segment + first) / kBlockSize] * t.value_block + d;  // [16][padded]
+      const std::size_t count = std::min(kBlockSize, keys - first);
+      if (vectors == kVectors) {
+        for (std::size_t j = 0; j < count; ++j, value += t.padded)
+#pragma GCC unroll 4
+          for (std::size_t v = 0; v < kVectors; ++v)
+            acc[v] = fma(set1(weight[first + j]), load(value + v * kLanes), acc[v]);
+      } else {
+        for (std::size_t j = 0; j < count; ++j, value += t.padded)
+          for (std::size_t v = 0; v < vectors; ++v)
+            acc[v] = fma(set1(weight[first + j]), load(value + v * kLanes), acc[v]);
+      }
+    }
+    for (std::size_t v = 0; v < vectors; ++v) store(out + d + v * kLanes, acc[v]);
+  }
+}
+
+inline void attention(const AttentionTile& t, float* scratch) {
+  const std::size_t queries = t.rows * t.group;
+  float* score = scratch;                          // [queries][kSegment]
+  float* part = score + queries * kSegment;        // [queries][padded], this segment's values
+  float* running = part + queries * t.padded;      // [queries][padded], merged so far
+  float* maximum = running + queries * t.padded;   // [queries]
+  float* total = maximum + queries;                // [queries]
+
+  const float* query[64 * kAttentionRows];
+  for (std::size_t r = 0; r < t.rows; ++r)
+    for (std::size_t g = 0; g < t.group; ++g) query[r * t.group + g] = t.q + r * t.q_stride + g * t.head_dim;
+
+  const std::size_t longest = t.position + t.rows;
+  for (std::size_t segment = 0; segment < longest; segment += kSegment) {
+    const std::size_t keys = std::min(kSegment, longest - segment);
+    scores_of(t, segment, keys, query, queries, score);
+    for (std::size_t i = 0; i < queries; ++i) {
+      const std::size_t visible = t.position + i / t.group + 1;  // keys this row may see
+      if (visible <= segment) continue;
+      const std::size_t mine = std::min(kSegment, visible - segment);
+      float top = 0, sum_here = 0;
+      weights_of(score + i * kSegment, mine, top, sum_here);
+      float* into = segment == 0 ? running + i * t.padded : part + i * t.padded;
+      weighted_values(t, segment, mine, score + i * kSegment, into);
+      if (segment == 0) {
+        maximum[i] = top, total[i] = sum_here;
+        continue;
+      }
+      const float merged = std::max(maximum[i], top);
+      const float keep = std::exp(maximum[i] - merged), add = std::exp(top - merged);
+      maximum[i] = merged;
+      total[i] = total[i] * keep + sum_here * add;
+      for (std::size_t d = 0; d < t.padded; d += kLanes) {
+        float* sum_so_far = running + i * t.padded + d;
+        store(sum_so_far, fma(load(into + d), set1(add), load(sum_so_far) * set1(keep)));
+      }
+    }
+  }
+
+  for (std::size_t i = 0; i < queries; ++i) {
+    float* out = t.out + i / t.group * t.q_stride + i % t.group * t.head_dim;
+    const float inverse = 1.0f / total[i];
+    for (std::size_t d = 0; d < t.head_dim; ++d) out[d] = running[i * t.padded + d] * inverse;
+  }
+}

@@ -1,0 +1,202 @@
+#include "ops/cpu/cpu_ops.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace qe::cpu {
+namespace {
+
+Format format_of(DType dtype) {
+  return dtype == DType::f32 ? Format::f32 : dtype == DType::f16 ? Format::f16 : Format::bf16;
+}
+
+/** Below this many multiply-adds a job is not worth waking anyone. */
+constexpr std::size_t kWorthSharing = 32 * 1024;
+
+}  // namespace
+
+CpuOps::CpuOps(unsigned threads, std::string_view level)
+    : kernels_(select_kernels(level)), pool_(threads == 0 ? ThreadPool::physical_cores() : threads) {}
+
+Weight CpuOps::upload_matrix(const TensorView& tensor) {
+  return {tensor.data, tensor.dtype, tensor.shape.at(0), tensor.shape.at(1)};
+}
+
+Buffer CpuOps::upload_vector(const TensorView& tensor) {
+  Buffer buffer = allocate(tensor.elements());
+  kernels_.widen(tensor.data, format_of(tensor.dtype), tensor.elements(), buffer.get());
+  return buffer;
+}
+
+/** Anonymous pages: zero, touched only when used, in huge pages where the kernel grants them. */
+Buffer CpuOps::allocate(std::size_t floats) {
+  const std::size_t bytes = round_up(std::max<std::size_t>(floats, 1) * sizeof(float), 4096);
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw Error(ErrorCode::internal, concat("cannot allocate ", bytes, " bytes"));
+#ifdef MADV_HUGEPAGE
+  madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+  return {static_cast<float*>(memory), [bytes](float* p) { munmap(p, bytes); }};
+}
+
+std::size_t CpuOps::kv_block_bytes(const AttentionShape& shape) const {
+  const std::size_t padded = round_up(shape.head_dim, kBlockSize);
+  return shape.layers * shape.kv_heads * kBlockSize * (shape.head_dim + padded) * sizeof(float);
+}
+
+void CpuOps::allocate_kv(const AttentionShape& shape, std::size_t blocks) {
+  shape_ = shape;
+  padded_ = round_up(shape.head_dim, kBlockSize);
+  key_block_ = shape.kv_heads * shape.head_dim * kBlockSize;
+  value_block_ = shape.kv_heads * kBlockSize * padded_;
+  keys_.clear(), values_.clear();
+  for (std::size_t layer = 0; layer < shape.layers; ++layer) {
+    keys_.push_back(allocate(blocks * key_block_));
+    values_.push_back(allocate(blocks * value_block_));
+  }
+}
+
+void CpuOps::begin(const Batch& batch) {
+  batch_ = &batch;
+  tiles_.clear();
+  slice_of_.resize(batch.rows());
+  for (std::size_t s = 0; s < batch.slices.size(); ++s) {
+    const BatchSlice& slice = batch.slices[s];
+    for (std::size_t i = 0; i < slice.count; i += kAttentionRows)
+      tiles_.push_back({s, i, std::min(kAttentionRows, slice.count - i)});
+    for (std::size_t i = 0; i < slice.count; ++i) slice_of_[slice.row + i] = s;
+  }
+  // As the reference does it: the angle is rounded to fp32 before its cosine is taken.
+  const std::size_t half = shape_.frequencies.size();
+  cosine_.resize(batch.rows() * half);
+  sine_.resize(batch.rows() * half);
+  pool_.for_each(div_up(batch.rows(), 16), [&](std::size_t part) {
+    for (std::size_t row = part * 16; row < std::min(batch.rows(), part * 16 + 16); ++row) {
+      for (std::size_t i = 0; i < half; ++i) {
+        const float angle = static_cast<float>(batch.positions[row]) * shape_.frequencies[i];
+        cosine_[row * half + i] = static_cast<float>(std::cos(static_cast<double>(angle))) * shape_.rope_magnitude;
+        sine_[row * half + i] = static_cast<float>(std::sin(static_cast<double>(angle))) * shape_.rope_magnitude;
+      }
+    }
+  });
+}
+
+void CpuOps::embed(const Weight& table, float* x) {
+  const auto* bytes = static_cast<const std::byte*>(table.data);
+  for (std::size_t row = 0; row < batch_->rows(); ++row) {
+    const std::byte* from = bytes + std::size_t{batch_->tokens[row]} * table.in * size_of(table.dtype);
+    kernels_.widen(from, format_of(table.dtype), table.in, x + row * table.in);
+  }
+}
+
+void CpuOps::rms_norm(const float* x, const Buffer& weight, float eps, std::size_t rows, std::size_t width, float* y) {
+  const std::size_t chunk = std::max<std::size_t>(1, kWorthSharing / 4 / width);
+  pool_.for_each(div_up(rows, chunk), [&](std::size_t part) {
+    for (std::size_t row = part * chunk; row < std::min(rows, (part + 1) * chunk); ++row)
+      kernels_.rms_norm(x + row * width, weight.get(), eps, width, y + row * width);
+  });
+}
+
+void CpuOps::linear(const float* x, std::size_t rows, std::span<const Linear> parts) {
+  // Work is handed out in runs of outputs, several per thread so that a thread which loses its core holds up little.
+  struct Run {
+    std::size_t part, begin, end;
+  };
+  const std::size_t in = parts.front().weight->in;
+  std::size_t outputs = 0;
+  for (const Linear& part : parts) outputs += part.weight->out;
+  const std::size_t wanted = threads() == 1 ? 1 : std::size_t{threads()} * 6;
+  const std::size_t least = div_up(kWorthSharing, in * std::max<std::size_t>(rows, 1));
+  const std::size_t length = round_up(std::max(div_up(outputs, wanted), least), 12);  // whole tiles at every level
+  std::vector<Run> runs;
+  for (std::size_t p = 0; p < parts.size(); ++p)
+    for (std::size_t begin = 0; begin < parts[p].weight->out; begin += length)
+      runs.push_back({p, begin, std::min(begin + length, parts[p].weight->out)});
+  const Matmul job{x, rows, in};
+  pool_.for_each(runs.size(), [&](std::size_t i) {
+    const Linear& part = parts[runs[i].part];
+    const Weight& w = *part.weight;
+    const Projection projection{w.data, format_of(w.dtype), part.bias, part.y, w.out, w.out, part.add};
+    kernels_.matmul(job, projection, runs[i].begin, runs[i].end);
+  });
+}
+
+void CpuOps::rope_and_store(std::size_t layer, float* q, float* k, const float* v) {
+  const std::size_t half = shape_.head_dim / 2, dim = shape_.head_dim;
+  const auto rotate = [half](float* x, const float* cosine, const float* sine) {
+    for (std::size_t i = 0; i < half; ++i) {
+      const float a = x[i], b = x[i + half];
+      x[i] = a * cosine[i] - b * sine[i];
+      x[i + half] = b * cosine[i] + a * sine[i];
+    }
+  };
+  const std::size_t chunk = std::max<std::size_t>(1, kWorthSharing / 8 / (shape_.heads * dim));
+  pool_.for_each(div_up(batch_->rows(), chunk), [&](std::size_t part) {
+    for (std::size_t row = part * chunk; row < std::min(batch_->rows(), (part + 1) * chunk); ++row) {
+      const float* cosine = cosine_.data() + row * half;
+      const float* sine = sine_.data() + row * half;
+      for (std::size_t h = 0; h < shape_.heads; ++h) rotate(q + (row * shape_.heads + h) * dim, cosine, sine);
+      const BatchSlice& slice = batch_->slices[slice_of_[row]];
+      const std::size_t position = batch_->positions[row];
+      const BlockId block = slice.blocks[position / kBlockSize];
+      const std::size_t slot = position % kBlockSize;
+      for (std::size_t h = 0; h < shape_.kv_heads; ++h) {
+        float* key = k + (row * shape_.kv_heads + h) * dim;
+        const float* value = v + (row * shape_.kv_heads + h) * dim;
+        rotate(key, cosine, sine);
+        float* key_to = keys_[layer].get() + block * key_block_ + h * dim * kBlockSize + slot;
+        for (std::size_t d = 0; d < dim; ++d) key_to[d * kBlockSize] = key[d];
+        float* value_to = values_[layer].get() + block * value_block_ + (h * kBlockSize + slot) * padded_;
+        std::memcpy(value_to, value, dim * sizeof(float));
+      }
+    }
+  });
+}
+
+void CpuOps::attention(std::size_t layer, const float* q, float* out) {
+  const std::size_t stride = shape_.heads * shape_.head_dim, group = shape_.heads / shape_.kv_heads;
+  pool_.for_each(tiles_.size() * shape_.kv_heads, [&](std::size_t i) {
+    thread_local std::vector<float> scratch;
+    scratch.resize(std::max(scratch.size(), attention_scratch(group, padded_)));
+    const Tile& tile = tiles_[i / shape_.kv_heads];
+    const std::size_t kv_head = i % shape_.kv_heads;
+    const BatchSlice& slice = batch_->slices[tile.slice];
+    const std::size_t at = (slice.row + tile.offset) * stride + kv_head * group * shape_.head_dim;
+    const AttentionTile job{.q = q + at,
+                            .out = out + at,
+                            .keys = keys_[layer].get() + kv_head * shape_.head_dim * kBlockSize,
+                            .values = values_[layer].get() + kv_head * kBlockSize * padded_,
+                            .blocks = slice.blocks.data(),
+                            .rows = tile.rows,
+                            .position = slice.position + tile.offset,
+                            .q_stride = stride,
+                            .group = group,
+                            .head_dim = shape_.head_dim,
+                            .padded = padded_,
+                            .key_block = key_block_,
+                            .value_block = value_block_,
+                            .scale = shape_.scale};
+    kernels_.attention(job, scratch.data());
+  });
+}
+
+void CpuOps::silu_mul(const float* gate, const float* up, std::size_t count, float* y) {
+  // A multiple of every lane count, so that the vector loop and its rest fall on the same elements however it is cut.
+  constexpr std::size_t chunk = 4096;
+  pool_.for_each(div_up(count, chunk), [&](std::size_t part) {
+    const std::size_t begin = part * chunk;
+    kernels_.silu_mul(gate + begin, up + begin, std::min(chunk, count - begin), y + begin);
+  });
+}
+
+void CpuOps::gather_logit_rows(const float* from, std::size_t width, float* to) {
+  for (std::size_t i = 0; i < batch_->logit_rows.size(); ++i)
+    std::memcpy(to + i * width, from + batch_->logit_rows[i] * width, width * sizeof(float));
+}
+
+}  // namespace qe::cpu

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <memory>
+#include <string_view>
+
+#include "base/thread_pool.h"
+#include "ops/cpu/kernels.h"
+#include "ops/ops.h"
+
+namespace qe::cpu {
+
+/**
+ * Ops on this machine's cores: weights are read where they lie (no copy), activations and KV are fp32.
+ *
+ * Bits: every output is computed whole by one thread in an order fixed by the kernel level, so neither the number of
+ * threads nor the batch changes a result. Prefill and decode share all kernels and therefore agree bit for bit.
+ */
+class CpuOps final : public Ops {
+ public:
+  /** @param threads 0: one per physical core. @param level "" picks the best; see select_kernels(). */
+  explicit CpuOps(unsigned threads = 0, std::string_view level = "");
+
+  [[nodiscard]] std::string level() const override { return std::string(kernels_.level); }
+  [[nodiscard]] unsigned threads() const override { return pool_.threads(); }
+
+  Weight upload_matrix(const TensorView& tensor) override;
+  Buffer upload_vector(const TensorView& tensor) override;
+  Buffer allocate(std::size_t floats) override;
+  void allocate_kv(const AttentionShape& shape, std::size_t blocks) override;
+  [[nodiscard]] std::size_t kv_block_bytes(const AttentionShape& shape) const override;
+
+  void begin(const Batch& batch) override;
+  void embed(const Weight& table, float* x) override;
+  void rms_norm(const float* x, const Buffer& weight, float eps, std::size_t rows, std::size_t width,
+                float* y) override;
+  void linear(const float* x, std::size_t rows, std::span<const Linear> parts) override;
+  void rope_and_store(std::size_t layer, float* q, float* k, const float* v) override;
+  void attention(std::size_t layer, const float* q, float* out) override;
+  void silu_mul(const float* gate, const float* up, std::size_t count, float* y) override;
+  void gather_logit_rows(const float* from, std::size_t width, float* to) override;
+  std::span<const float> read(const float* from, std::size_t count) override { return {from, count}; }
+
+  ThreadPool& pool() { return pool_; }
+  const Kernels& kernels() const { return kernels_; }
+
+ private:
+  struct Tile {  // up to kAttentionRows consecutive rows of one slice
+    std::size_t slice;
+    std::size_t offset;  // of its first row inside the slice
+    std::size_t rows;
+  };
+
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  AttentionShape shape_;
+  std::size_t padded_ = 0;        // head_dim rounded up to kBlockSize
+  std::size_t key_block_ = 0;     // floats of one block's keys in one layer: [kv_heads][head_dim][16]
+  std::size_t value_block_ = 0;   // floats of one block's values in one layer: [kv_heads][16][padded]
+  std::vector<Buffer> keys_;      // per layer, [blocks][key_block]
+  std::vector<Buffer> values_;    // per layer, [blocks][value_block]
+  const Batch* batch_ = nullptr;
+  std::vector<Tile> tiles_;
+  std::vector<std::size_t> slice_of_;  // [rows]
+  std::vector<float> cosine_, sine_;   // [rows][head_dim / 2]
+};
+
+}  // namespace qe::cpu

@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "base/types.h"
+
+namespace qe::cpu {
+
+enum class Format : std::uint8_t { f32, f16, bf16 };
+
+/** One linear layer's share of a matmul: y[m][n] = sum_k x[m][k] * w[n][k] + bias[n], or that added to y. */
+struct Projection {
+  const void* weight;  // [out][in], row major, as stored
+  Format format;
+  const float* bias;  // [out] or null
+  float* y;           // [rows][stride]
+  std::size_t out;
+  std::size_t stride;
+  bool add;  // y += instead of y =
+};
+
+struct Matmul {
+  const float* x;  // [rows][in]
+  std::size_t rows;
+  std::size_t in;
+};
+
+/** Attention of a few consecutive rows of one sequence over all its earlier keys, for one KV head's group of queries. */
+struct AttentionTile {
+  const float* q;          // [rows][q_stride], already rotated; head h of the group at h * head_dim
+  float* out;              // [rows][q_stride], the same layout
+  const float* keys;       // layer base: [block][kv_head][head_dim][16]
+  const float* values;     // layer base: [block][kv_head][16][padded]
+  const BlockId* blocks;   // the sequence's block table
+  std::size_t rows;        // <= kAttentionRows
+  std::size_t position;    // of the first row: row r sees keys [0, position + r]
+  std::size_t q_stride;    // floats between rows
+  std::size_t group;       // query heads per KV head
+  std::size_t head_dim;
+  std::size_t padded;      // head_dim rounded up to 16: the stride of a value row
+  std::size_t key_block;   // floats between two blocks' keys (kv_heads * head_dim * 16)
+  std::size_t value_block; // floats between two blocks' values
+  float scale;
+};
+
+inline constexpr std::size_t kAttentionRows = 4;
+/** Keys per segment of the softmax. Segments start at multiples of it, so their bounds never depend on chunking. */
+inline constexpr std::size_t kSegment = 256;
+
+/** The inner loops of one instruction-set level. Every function computes whole outputs: callers split work freely. */
+struct Kernels {
+  std::string_view level;
+  /** Outputs [begin, end) of one projection, for all rows. */
+  void (*matmul)(const Matmul&, const Projection&, std::size_t begin, std::size_t end);
+  void (*attention)(const AttentionTile&, float* scratch);
+  /** y = x / sqrt(mean(x^2) + eps) * weight, one row of `width`. */
+  void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t width, float* y);
+  /** y = gate / (1 + exp(-gate)) * up, `count` elements. */
+  void (*silu_mul)(const float* gate, const float* up, std::size_t count, float* y);
+  /** Any stored format to fp32. */
+  void (*widen)(const void* from, Format format, std::size_t count, float* to);
+  /** Sum of all 32-bit words: the read-bandwidth probe of the bench. */
+  std::uint32_t (*read)(const void* from, std::size_t bytes);
+};
+
+/** Floats of scratch an attention call needs. */
+inline std::size_t attention_scratch(std::size_t group, std::size_t padded) {
+  return kAttentionRows * group * (kSegment + 2 * padded + 2);
+}
+
+/** The levels this machine can run, best first: "avx512", "avx2", and "base" (SSE2, NEON or plain C++). */
+std::vector<const Kernels*> available_kernels();
+/** The named level, or the best one for "" ; throws Error(invalid_request) for a level this machine lacks. */
+const Kernels& select_kernels(std::string_view level);
+
+}  // namespace qe::cpu

@@ -1,0 +1,112 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/types.h"
+#include "checkpoint/tensor.h"
+
+namespace qe {
+
+/** A weight matrix on the device, [out][in] row major; its memory belongs to the Ops that made it. */
+struct Weight {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+  std::size_t out = 0;
+  std::size_t in = 0;
+};
+
+/** Memory on the device, freed with the handle. */
+using Buffer = std::shared_ptr<float[]>;
+
+/** Consecutive tokens of one sequence inside a batch. */
+struct BatchSlice {
+  std::size_t row = 0;       // first row in the batch
+  std::size_t count = 0;     // rows
+  std::size_t position = 0;  // of the first row in its sequence
+  std::span<const BlockId> blocks;  // the sequence's block table, long enough for position + count tokens
+};
+
+/** What one step computes: rows of tokens, grouped by sequence. */
+struct Batch {
+  std::vector<TokenId> tokens;          // [rows]
+  std::vector<std::size_t> positions;   // [rows]
+  std::vector<BatchSlice> slices;
+  std::vector<std::size_t> logit_rows;  // rows whose logits are wanted, ascending
+
+  [[nodiscard]] std::size_t rows() const { return tokens.size(); }
+  void clear() { tokens.clear(), positions.clear(), slices.clear(), logit_rows.clear(); }
+};
+
+/** How attention is shaped; the same for every layer. */
+struct AttentionShape {
+  std::size_t layers = 0;
+  std::size_t heads = 0;
+  std::size_t kv_heads = 0;
+  std::size_t head_dim = 0;
+  float scale = 1;                 // applied to q.k
+  float rope_magnitude = 1;        // factor of cos and sin (YaRN), else 1
+  std::vector<float> frequencies;  // [head_dim / 2], radians per position
+};
+
+/** One matrix product of several with the same input: y = x W^T + bias, or added to y. */
+struct Linear {
+  const Weight* weight = nullptr;
+  const float* bias = nullptr;  // device, [out], or null
+  float* y = nullptr;           // device, [rows][out]
+  bool add = false;
+};
+
+/**
+ * Every arithmetic operation the model needs; the model is written once on this interface. All pointers are device
+ * memory from allocate() or upload_*(); all activations are fp32, row major. Calls are issued by one thread, in order,
+ * and may return before they finish; only logits() waits.
+ *
+ * Contract: a row's result never depends on the other rows of the batch, nor on how its sequence was cut into slices.
+ */
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  [[nodiscard]] virtual std::string level() const = 0;
+  [[nodiscard]] virtual unsigned threads() const = 0;
+
+  /** Keeps the tensor's own dtype; the view must outlive the Ops. */
+  virtual Weight upload_matrix(const TensorView& tensor) = 0;
+  /** Widened to fp32, [n]. */
+  virtual Buffer upload_vector(const TensorView& tensor) = 0;
+  /** Zeroed floats. */
+  virtual Buffer allocate(std::size_t floats) = 0;
+
+  /** Reserves the paged KV cache: `blocks` blocks of kBlockSize tokens for every layer. */
+  virtual void allocate_kv(const AttentionShape& shape, std::size_t blocks) = 0;
+  /** Bytes of KV one block takes over all layers. */
+  [[nodiscard]] virtual std::size_t kv_block_bytes(const AttentionShape& shape) const = 0;
+
+  /** Announces the batch the following calls work on; it must stay alive until logits(). */
+  virtual void begin(const Batch& batch) = 0;
+  /** x[row] = table[token of row]; x: [rows][width] */
+  virtual void embed(const Weight& table, float* x) = 0;
+  /** y = x / sqrt(mean(x^2) + eps) * weight; x, y: [rows][width] */
+  virtual void rms_norm(const float* x, const Buffer& weight, float eps, std::size_t rows, std::size_t width,
+                        float* y) = 0;
+  /** Each part: y = x W^T (+ bias) (+ y); x: [rows][in] */
+  virtual void linear(const float* x, std::size_t rows, std::span<const Linear> parts) = 0;
+  /** Rotates q and k in place (rotate-half) and writes k, v into the batch's blocks.
+      q: [rows][heads * head_dim]; k, v: [rows][kv_heads * head_dim] */
+  virtual void rope_and_store(std::size_t layer, float* q, float* k, const float* v) = 0;
+  /** out = softmax(q K^T * scale) V, causal, per head; q, out: [rows][heads * head_dim] */
+  virtual void attention(std::size_t layer, const float* q, float* out) = 0;
+  /** y = silu(gate) * up; [count] */
+  virtual void silu_mul(const float* gate, const float* up, std::size_t count, float* y) = 0;
+  /** to[i] = from[batch.logit_rows[i]]; [..][width] */
+  virtual void gather_logit_rows(const float* from, std::size_t width, float* to) = 0;
+  /** Waits for all work and gives the host its view of `count` floats. */
+  virtual std::span<const float> read(const float* from, std::size_t count) = 0;
+};
+
+}  // namespace qe

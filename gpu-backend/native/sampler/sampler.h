@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "base/types.h"
+
+namespace qe {
+
+/** How tokens are chosen. Defaults are pure greedy. */
+struct SamplingParams {
+  double temperature = 0;         // 0: the most likely token, the lowest id among equals
+  double top_p = 1;               // (0, 1]
+  std::size_t top_k = 0;          // 0: no limit
+  double min_p = 0;               // [0, 1], relative to the most likely token
+  double repetition_penalty = 1;  // over prompt and output
+  double presence_penalty = 0;    // over output
+  double frequency_penalty = 0;   // over output
+  std::uint64_t seed = 0;
+  std::size_t max_tokens = 1;
+  std::size_t min_tokens = 0;     // stop ids are impossible before so many
+  std::vector<TokenId> stop;      // ids that end the answer
+  std::vector<std::pair<TokenId, float>> logit_bias;
+  int logprobs = -1;              // -1: none; else how many alternatives
+};
+
+struct TokenLogprob {
+  TokenId token = 0;
+  float logprob = 0;  // natural logarithm
+};
+
+struct Sampled {
+  TokenId token = 0;
+  float logprob = 0;              // set when asked for
+  std::vector<TokenLogprob> top;  // best first
+};
+
+/**
+ * Chooses one sequence's next tokens.
+ *
+ * Order: logit bias; repetition penalty (divides positive, multiplies negative logits of tokens seen); presence and
+ * frequency penalties; stop ids out while fewer than min_tokens; temperature; top_k; top_p (the smallest set of most
+ * likely tokens whose mass reaches it, renormalised after top_k); min_p; then one draw by inverse distribution (most
+ * likely first; by id when neither top_k nor top_p cuts) with the uniform number of (seed, position). That is the order of transformers' processors.
+ * Log-probabilities are those of the model, before all of it. Equal logits rank by id, so a draw is reproducible.
+ * The sum over the vocabulary is in double precision and skips tokens below e^-40 of the best.
+ */
+class Sampler {
+ public:
+  /** @param vocab tokens that exist; logits beyond are padding and never chosen */
+  Sampler(SamplingParams params, std::size_t vocab, std::span<const TokenId> prompt);
+
+  /** @param logits [rows of the embedding] @param position absolute, of the token to choose */
+  Sampled next(std::span<const float> logits, std::size_t position);
+
+  [[nodiscard]] const SamplingParams& params() const { return params_; }
+
+ private:
+  [[nodiscard]] bool adjusts() const;
+  void adjust(std::span<float> logits) const;
+  [[nodiscard]] TokenId draw(std::span<const float> logits, std::size_t position) const;
+
+  SamplingParams params_;
+  std::size_t vocab_;
+  std::size_t generated_ = 0;
+  std::unordered_map<TokenId, std::uint32_t> output_counts_;  // every token of prompt and output; prompt counts 0
+  std::vector<float> adjusted_;                               // [vocab], scratch
+};
+
+/** The index of the largest number, the lowest among equals. */
+TokenId argmax(std::span<const float> logits);
+
+}  // namespace qe

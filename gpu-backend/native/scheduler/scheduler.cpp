@@ -1,0 +1,174 @@
+#include "scheduler/scheduler.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace qe {
+namespace {
+
+bool before(const Sequence* a, const Sequence* b) {
+  return a->priority != b->priority ? a->priority > b->priority : a->arrival < b->arrival;
+}
+
+void insert_ordered(std::vector<Sequence*>& list, Sequence& sequence) {
+  list.insert(std::ranges::upper_bound(list, &sequence, before), &sequence);
+}
+
+PrefixCache::BlockTokens tokens_of(const Sequence& sequence, std::size_t block) {
+  return PrefixCache::BlockTokens(sequence.tokens.data() + block * kBlockSize, kBlockSize);
+}
+
+}  // namespace
+
+void Scheduler::add(Sequence& sequence) { insert_ordered(waiting_, sequence); }
+
+void Scheduler::remove(Sequence& sequence) {
+  release_blocks(sequence);
+  std::erase(waiting_, &sequence);
+  std::erase(running_, &sequence);
+}
+
+std::vector<Slice> Scheduler::schedule() {
+  std::vector<Slice> plan;
+  while (admit()) {
+  }
+
+  const std::vector<Sequence*> order = running_;
+  const auto still_running = [this](const Sequence* s) { return std::ranges::find(running_, s) != running_.end(); };
+  for (Sequence* sequence : order)
+    if (sequence->remaining() == 1 && still_running(sequence) && reserve(*sequence, 1, plan))
+      plan.push_back({sequence, sequence->computed, 1});
+
+  std::size_t budget = plan.empty() ? limits_.chunk : limits_.chunk_beside;
+  for (Sequence* sequence : order) {
+    if (budget == 0) break;
+    if (sequence->remaining() <= 1 || !still_running(sequence)) continue;
+    const std::size_t adopted = adopt_cached(*sequence);
+    if (!sequence->preempted) {
+      *sequence->cached += adopted;
+      cache_.count_hits(adopted);
+    }
+    std::size_t count = std::min(budget, sequence->remaining());
+    // A chunk that is not the last ends on a block's edge, where the next one may go on from the cache.
+    if (const std::size_t over = (sequence->computed + count) % kBlockSize; count < sequence->remaining() && over < count)
+      count -= over;
+    if (!reserve(*sequence, count, plan)) continue;
+    plan.push_back({sequence, sequence->computed, count});
+    budget -= count;
+  }
+  return plan;
+}
+
+/** Moves the first waiting sequence into the batch, if there is a place and memory for its prompt. */
+bool Scheduler::admit() {
+  if (waiting_.empty()) return false;
+  Sequence& next = *waiting_.front();
+  std::vector<Slice> no_plan;
+  const std::size_t adopted = adopt_cached(next);
+  const std::size_t wanted = div_up(next.tokens.size(), kBlockSize) - next.blocks.size();
+  // One block to spare for each sequence that runs: admitting must not lead straight to preempting.
+  while (running_.size() >= limits_.batch ||
+         (!running_.empty() && wanted + running_.size() > cache_.available())) {
+    if (running_.back()->priority >= next.priority) {
+      release_blocks(next);
+      return false;
+    }
+    preempt(*running_.back(), no_plan);
+  }
+  if (!next.cached) {
+    next.cached = adopted;
+    next.admitted = Clock::now();
+    cache_.count_query(next.prompt);
+    cache_.count_hits(adopted);
+  }
+  waiting_.erase(waiting_.begin());
+  insert_ordered(running_, next);
+  return true;
+}
+
+/** Takes over the cached blocks that continue what is computed, but never the last token's; @returns tokens found. */
+std::size_t Scheduler::adopt_cached(Sequence& sequence) {
+  const std::size_t before_it = sequence.computed;
+  while (sequence.computed % kBlockSize == 0 && sequence.remaining() > kBlockSize) {
+    const std::size_t at = sequence.computed / kBlockSize;
+    if (at < sequence.blocks.size()) break;
+    const Hash name = name_of(sequence, at);
+    const auto block = cache_.acquire(name, parent_of(sequence, at), tokens_of(sequence, at));
+    if (!block) break;
+    sequence.blocks.push_back(*block);
+    sequence.computed += kBlockSize;
+    sequence.published = sequence.blocks.size();
+  }
+  return sequence.computed - before_it;
+}
+
+/** Makes room for `tokens` more; may preempt others, or the sequence itself (then false). */
+bool Scheduler::reserve(Sequence& sequence, std::size_t tokens, std::vector<Slice>& plan) {
+  const std::size_t wanted = div_up(sequence.computed + tokens, kBlockSize);
+  while (sequence.blocks.size() < wanted) {
+    if (const auto block = cache_.allocate()) {
+      sequence.blocks.push_back(*block);
+      continue;
+    }
+    Sequence& victim = *running_.back();
+    preempt(victim, plan);
+    if (&victim == &sequence) return false;
+  }
+  return true;
+}
+
+void Scheduler::preempt(Sequence& sequence, std::vector<Slice>& plan) {
+  ++preemptions_;
+  sequence.preempted = true;
+  release_blocks(sequence);
+  std::erase(running_, &sequence);
+  std::erase_if(plan, [&](const Slice& slice) { return slice.sequence == &sequence; });
+  insert_ordered(waiting_, sequence);
+}
+
+/** Tail first, so that the end of a conversation is evicted before its beginning. */
+void Scheduler::release_blocks(Sequence& sequence) {
+  for (std::size_t i = sequence.blocks.size(); i > 0; --i) cache_.release(sequence.blocks[i - 1]);
+  sequence.blocks.clear();
+  sequence.computed = sequence.published = 0;
+}
+
+void Scheduler::commit(const Slice& slice) {
+  Sequence& sequence = *slice.sequence;
+  sequence.computed += slice.count;
+  for (; (sequence.published + 1) * kBlockSize <= sequence.computed; ++sequence.published) {
+    const std::size_t at = sequence.published;
+    const Hash name = name_of(sequence, at);
+    cache_.publish(sequence.blocks[at], name, parent_of(sequence, at), tokens_of(sequence, at));
+  }
+}
+
+const Hash& Scheduler::name_of(Sequence& sequence, std::size_t block) {
+  while (sequence.names.size() <= block) {
+    const std::size_t at = sequence.names.size();
+    sequence.names.push_back(PrefixCache::chain(parent_of(sequence, at), tokens_of(sequence, at)));
+  }
+  return sequence.names[block];
+}
+
+Hash Scheduler::parent_of(const Sequence& sequence, std::size_t block) const {
+  const Hash parent = block == 0 ? cache_.root() : sequence.names[block - 1];
+  // The first block that is not wholly operator text: from here on the chain is the tenant's own.
+  return block == sequence.shared_prefix / kBlockSize ? PrefixCache::salted(parent, sequence.salt) : parent;
+}
+
+void Scheduler::check_integrity() const {
+  std::vector<std::uint32_t> holders(cache_.total(), 0);
+  for (const auto* list : {&waiting_, &running_})
+    for (const Sequence* sequence : *list)
+      for (const BlockId block : sequence->blocks) ++holders.at(block);
+  for (const Sequence* sequence : waiting_)
+    if (!sequence->blocks.empty()) throw Error(ErrorCode::integrity, "a waiting sequence holds blocks");
+  for (const Sequence* sequence : running_)
+    if (sequence->blocks.size() < div_up(sequence->computed, kBlockSize))
+      throw Error(ErrorCode::integrity, "a sequence computed more than its blocks hold");
+  cache_.check_integrity(holders);
+}
+
+}  // namespace qe

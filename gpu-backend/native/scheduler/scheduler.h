@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cache/prefix_cache.h"
+#include "scheduler/sequence.h"
+
+namespace qe {
+
+/** Consecutive tokens of one sequence to compute in this step. */
+struct Slice {
+  Sequence* sequence;
+  std::size_t first;  // position
+  std::size_t count;
+  /** Whether the slice reaches the sequence's last token, so that its logits give the next one. */
+  [[nodiscard]] bool complete() const { return first + count == sequence->tokens.size(); }
+};
+
+struct SchedulerLimits {
+  std::size_t batch = 64;           // sequences running at once
+  std::size_t chunk = 512;          // prefill tokens in a step with nothing else to do
+  std::size_t chunk_beside = 64;    // prefill tokens in a step that also decodes
+};
+
+/**
+ * Decides what each step computes: continuous batching with chunked prefill.
+ *
+ * A step first takes one token of every running sequence that decodes, so decode never waits for a prefill; then
+ * chunks of prefill in order of priority and arrival, within a budget that is small while anybody decodes. A waiting
+ * sequence is admitted when a place is free and the cache can give blocks for its whole prompt. Before each chunk the
+ * prefix cache is asked again, so a prompt that starts like one under way follows it instead of computing twice.
+ * When blocks run out, the sequence that is last in order gives up all of its blocks and waits again (preemption by
+ * recompute); its full blocks stay cached until somebody needs them. A sequence of higher priority also takes the
+ * place of a running one when the batch is full.
+ *
+ * Limits: one thread; sequences belong to the caller and must be removed before they die. A sequence whose room
+ * exceeds the pool must be refused before: fits() tells. With one sequence left nothing can be preempted, and then
+ * everything it needs fits, so a step always makes progress.
+ */
+class Scheduler {
+ public:
+  Scheduler(PrefixCache& cache, SchedulerLimits limits) : cache_(cache), limits_(limits) {}
+
+  [[nodiscard]] bool fits(std::size_t tokens) const { return div_up(tokens, kBlockSize) <= cache_.total(); }
+  void add(Sequence& sequence);
+  /** Takes the sequence out, wherever it is, and releases its blocks. */
+  void remove(Sequence& sequence);
+
+  /** What to compute now; empty when there is nothing to do. Blocks for it are allocated. */
+  std::vector<Slice> schedule();
+  /** The slice was computed: advances the sequence and publishes its full blocks. Call before appending a token. */
+  void commit(const Slice& slice);
+
+  [[nodiscard]] std::size_t waiting() const { return waiting_.size(); }
+  [[nodiscard]] std::size_t running() const { return running_.size(); }
+  [[nodiscard]] std::uint64_t preemptions() const { return preemptions_; }
+  /** Throws Error(integrity); see PrefixCache::check_integrity. */
+  void check_integrity() const;
+
+ private:
+  bool admit();
+  std::size_t adopt_cached(Sequence& sequence);
+  bool reserve(Sequence& sequence, std::size_t tokens, std::vector<Slice>& plan);
+  void preempt(Sequence& sequence, std::vector<Slice>& plan);
+  void release_blocks(Sequence& sequence);
+  const Hash& name_of(Sequence& sequence, std::size_t block);
+  [[nodiscard]] Hash parent_of(const Sequence& sequence, std::size_t block) const;
+
+  PrefixCache& cache_;
+  SchedulerLimits limits_;
+  std::vector<Sequence*> waiting_, running_;  // each in order: higher priority first, then earlier arrival
+  std::uint64_t preemptions_ = 0;
+};
+
+}  // namespace qe

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/sha256.h"
+#include "base/types.h"
+
+namespace qe {
+
+using Clock = std::chrono::steady_clock;
+
+/** One request's tokens and where their keys and values lie. */
+struct Sequence {
+  std::uint32_t handle = 0;
+  std::vector<TokenId> tokens;  // prompt, then what was generated
+  std::size_t prompt = 0;       // tokens of the prompt
+  std::size_t room = 0;         // most tokens it may ever have: prompt + max_tokens
+
+  std::string salt;
+  std::size_t shared_prefix = 0;  // leading tokens that are operator text
+  int priority = 0;               // higher runs first
+  std::uint64_t arrival = 0;      // breaks ties
+  std::optional<Clock::time_point> deadline;
+
+  std::size_t computed = 0;     // tokens whose keys and values are in `blocks`
+  std::size_t published = 0;    // leading blocks offered to the prefix cache
+  std::vector<BlockId> blocks;  // [ceil(computed / 16)] or more
+  std::vector<Hash> names;      // chain hashes of the leading full blocks, filled as needed
+  std::optional<std::size_t> cached;  // prompt tokens found in the cache before any preemption
+  bool preempted = false;
+
+  Clock::time_point submitted, admitted, first_token;
+
+  [[nodiscard]] std::size_t remaining() const { return tokens.size() - computed; }
+  [[nodiscard]] std::size_t generated() const { return tokens.size() - prompt; }
+};
+
+}  // namespace qe

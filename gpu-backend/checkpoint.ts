@@ -91,20 +91,24 @@ export async function readCheckpoint(dir: string): Promise<Checkpoint> {
   }
 }
 
-function toNative(dir: string, config: z.infer<typeof Config>, tokens: number | undefined): NativeModelConfig {
+function toNative(
+  dir: string,
+  config: z.infer<typeof Config>,
+  tokens: number | undefined,
+): NativeModelConfig {
   const refuse = (what: string) => new CheckpointError(`${join(dir, 'config.json')}: ${what}`)
   if (config.use_sliding_window === true) throw refuse('use_sliding_window is not supported')
   const scaling = config.rope_scaling ?? config.rope_parameters
   const type = scaling?.['rope_type'] ?? scaling?.['type'] ?? 'default'
   if (type !== 'default') throw refuse(`RoPE of type ${JSON.stringify(type)} is not supported`)
-  if (config.head_dim == null && config.hidden_size % config.num_attention_heads !== 0)
-    throw refuse('hidden_size is not a multiple of num_attention_heads')
+  const headDim = config.head_dim ?? config.hidden_size / config.num_attention_heads
+  if (!Number.isInteger(headDim)) throw refuse('hidden_size is not a multiple of num_attention_heads')
   return {
     hidden: config.hidden_size,
     layers: config.num_hidden_layers,
     heads: config.num_attention_heads,
     kvHeads: config.num_key_value_heads ?? config.num_attention_heads,
-    headDim: config.head_dim ?? config.hidden_size / config.num_attention_heads,
+    headDim,
     intermediate: config.intermediate_size,
     vocab: config.vocab_size,
     tokenizerVocab: Math.min(tokens ?? config.vocab_size, config.vocab_size),
@@ -135,7 +139,9 @@ async function readJson<T>(dir: string, name: string, schema: z.ZodMiniType<T>):
   const result = schema.safeParse(json)
   if (result.success) return result.data
   const [issue] = result.error.issues
-  throw new CheckpointError(`${path}: ${issue?.path.join('.') || 'the file'}: ${issue?.message ?? 'is invalid'}`)
+  throw new CheckpointError(
+    `${path}: ${issue?.path.join('.') || 'the file'}: ${issue?.message ?? 'is invalid'}`,
+  )
 }
 
 /** One past the highest token id, or undefined without a tokenizer.json. */
@@ -151,8 +157,8 @@ async function tokenizerVocabulary(dir: string): Promise<number | undefined> {
 async function readTable(dir: string): Promise<{ files: string[]; tensors: TensorEntry[] }> {
   const index = await readJson(dir, 'model.safetensors.index.json', Index)
   if (index === undefined) {
-    const files = [join(dir, 'model.safetensors')]
-    return { files, tensors: await readHeader(files[0]!, 0) }
+    const file = join(dir, 'model.safetensors')
+    return { files: [file], tensors: await readHeader(file, 0) }
   }
   const names = [...new Set(Object.values(index.weight_map))].toSorted()
   for (const name of names)
@@ -163,7 +169,9 @@ async function readTable(dir: string): Promise<{ files: string[]; tensors: Tenso
   const where = new Map(tensors.map((tensor) => [tensor.name, names[tensor.file]]))
   for (const [tensor, shard] of Object.entries(index.weight_map))
     if (where.get(tensor) !== shard)
-      throw new CheckpointError(`${join(dir, shard)}: tensor ${tensor}: the index says it is here, the shard does not`)
+      throw new CheckpointError(
+        `${join(dir, shard)}: tensor ${tensor}: the index says it is here, the shard does not`,
+      )
   return { files, tensors }
 }
 

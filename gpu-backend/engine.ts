@@ -32,6 +32,8 @@ export interface EngineOptions {
   maxQueue?: number
   /** Forces a kernel level: 'avx512', 'avx2' or 'base'. Default: the best here. */
   kernels?: string
+  /** Tokens that exist; the rows above are never sampled. Default: what tokenizer.json says, else all rows. */
+  tokenizerVocabSize?: number
   /** Checks the block accounting whenever the last request ends. Default false. */
   checkWhenIdle?: boolean
 }
@@ -127,6 +129,7 @@ const finish_reasons = ['stop', 'length', 'cancelled', 'deadline'] as const sati
 /** Rejects with CheckpointError: one clear line. */
 export async function openEngine(options: EngineOptions): Promise<Engine> {
   const checkpoint = await readCheckpoint(options.modelDir)
+  checkpoint.config.tokenizerVocab = options.tokenizerVocabSize ?? checkpoint.config.tokenizerVocab
   const handlers = new Map<number, (event: EngineEvent) => void>()
   const native = await loadAddon()
     .open(
@@ -246,7 +249,7 @@ type Tokens = Extract<EngineEvent, { type: 'tokens' }>
 function* read(native: NativeEngine): Generator<[handle: number, event: EngineEvent]> {
   const { records, messages } = native.drain()
   let at = 0
-  const next = (): number => records[at++]!
+  const next = (): number => records[at++] ?? 0
   const open = new Map<number, Tokens>()
   while (at < records.length) {
     const kind = next()
@@ -263,7 +266,11 @@ function* read(native: NativeEngine): Generator<[handle: number, event: EngineEv
     if (tokens !== undefined) yield [handle, tokens]
     open.delete(handle)
     if (kind === 1) yield [handle, readFinish(next)]
-    else yield [handle, { type: 'error', code: 'engine_error', message: messages[next()]!, retryable: true }]
+    else
+      yield [
+        handle,
+        { type: 'error', code: 'engine_error', message: messages[next()] ?? '', retryable: true },
+      ]
   }
   yield* open
 }
@@ -275,7 +282,7 @@ function readLogprobs(token_id: number, next: () => number): TokenLogprobs {
 }
 
 function readFinish(next: () => number): EngineEvent {
-  const reason = finish_reasons[next()]!
+  const reason = finish_reasons[next()] ?? 'cancelled'
   const usage = { prompt: next(), cached: next(), completion: next() }
   const timing = { queue_ms: next(), prefill_ms: next(), decode_ms: next() }
   return { type: 'finish', reason, usage, timing }

@@ -44,14 +44,19 @@ async function readHeaderText(path: string): Promise<string> {
     if (bytesRead < 8) throw new CheckpointError(`${path}: too short for a safetensors file (${size} bytes)`)
     const length = prefix.readBigUInt64LE()
     if (length > header_bytes_max)
-      throw new CheckpointError(`${path}: claims a header of ${length} bytes; ${header_bytes_max} is the limit`)
+      throw new CheckpointError(
+        `${path}: claims a header of ${length} bytes; ${header_bytes_max} is the limit`,
+      )
     if (length > size - 8)
-      throw new CheckpointError(`${path}: claims a header of ${length} bytes in a file of ${size} (truncated?)`)
+      throw new CheckpointError(
+        `${path}: claims a header of ${length} bytes in a file of ${size} (truncated?)`,
+      )
     const text = Buffer.alloc(Number(length))
     const read = await handle.read(text, 0, text.length, 8)
     if (read.bytesRead < text.length) throw new CheckpointError(`${path}: truncated inside its header`)
     const decoded = text.toString('utf8')
-    if (Buffer.byteLength(decoded) !== text.length) throw new CheckpointError(`${path}: the header is not UTF-8`)
+    if (Buffer.byteLength(decoded) !== text.length)
+      throw new CheckpointError(`${path}: the header is not UTF-8`)
     return decoded
   } finally {
     await handle.close()

@@ -1,0 +1,99 @@
+/** The edge's tokenizer against @huggingface/tokenizers, both warm, on the same texts in the same run. */
+import { renderChat } from '../../src/chat-template.ts'
+import { loadTokenizer, packTokenizer } from '../../src/tokenizer/compact.ts'
+import { referenceTokenizer } from '../../src/tokenizer/reference.ts'
+import { qwen2Json } from '../src/tokenizer/vocabularies.ts'
+import { texts } from '../golden/tokenizer/texts.ts'
+import type { BenchOptions, BenchResult } from './main.ts'
+
+const peer = '@huggingface/tokenizers'
+
+export async function run({ quick }: BenchOptions): Promise<BenchResult[]> {
+  const rounds = quick ? 3 : 15
+  const json = qwen2Json()
+  const file = packTokenizer(json)
+  const compact = loadTokenizer(file)
+  const reference = referenceTokenizer(json, '')
+
+  const speeds = Object.entries(corpora(quick ? 20_000 : 100_000)).map(([name, text]): BenchResult => {
+    const bytes = new TextEncoder().encode(text).length
+    const ours = bestMs(rounds, () => compact.encode(text))
+    const theirs = bestMs(rounds, () => reference.encode(text))
+    return {
+      name: `encode ${name}`,
+      value: bytes / ours / 1000,
+      unit: 'MB/s',
+      peer,
+      ratio: theirs / ours,
+      goal: 5,
+    }
+  })
+  const loadOurs = bestMs(rounds, () => loadTokenizer(file))
+  const loadTheirs = bestMs(Math.min(rounds, 5), () => referenceTokenizer(json, ''))
+  return [
+    {
+      name: "load Qwen2's vocabulary",
+      value: loadOurs,
+      unit: 'ms',
+      peer: '20 ms',
+      ratio: 20 / loadOurs,
+      goal: 1,
+    },
+    {
+      name: "load Qwen2's vocabulary",
+      value: loadOurs,
+      unit: 'ms',
+      peer,
+      ratio: loadTheirs / loadOurs,
+      goal: 10,
+    },
+    ...speeds,
+    ...budgets(compact, rounds),
+  ]
+}
+
+/** What one request may cost the isolate. */
+function budgets(compact: ReturnType<typeof loadTokenizer>, rounds: number): BenchResult[] {
+  const against = (name: string, budgetMs: number, work: () => unknown): BenchResult => {
+    const ms = bestMs(rounds, work)
+    return { name, value: ms, unit: 'ms', peer: `${budgetMs} ms`, ratio: budgetMs / ms, goal: 1 }
+  }
+  const messages = [{ role: 'user' as const, content: english(6_500) }]
+  const { tokenIds } = renderChat(compact, messages)
+  return [
+    against(`render a chat of ${tokenIds.length} tokens`, 1, () => renderChat(compact, messages)),
+    against('encode 1 MB of one letter', 250, () => compact.encode('a'.repeat(1_000_000))),
+    against('encode 1 MB of combining marks', 250, () => compact.encode('\u0301\u0316'.repeat(250_000))),
+  ]
+}
+
+const corpora = (length: number): Record<string, string> => ({
+  English: english(length),
+  Chinese: repeat(texts['chinese'] ?? '', length / 3),
+  '29 languages': repeat(Object.values(texts).slice(0, 29).join('\n'), length / 2),
+  code: repeat(['python', 'tabs', 'json', 'markdown', 'html'].map((name) => texts[name]).join('\n'), length),
+})
+
+/** Words of a few thousand different stems, so that the word caches of both see what a real text shows them. */
+function english(length: number): string {
+  const words = (texts['english'] ?? '').split(' ')
+  const stems = ['', 're', 'un', 'over', 'under', 'out', 'inter', 'non']
+  const ends = ['', 's', 'ed', 'ing', 'ly', 'ness', 'er', 'able']
+  let text = ''
+  for (let i = 0; text.length < length; i++) {
+    text += `${stems[(i * 7) % 61] ?? ''}${words[(i * 5) % words.length]}${ends[(i * 11) % 53] ?? ''} `
+  }
+  return text
+}
+
+const repeat = (text: string, length: number): string => text.repeat(Math.ceil(length / text.length))
+
+function bestMs(rounds: number, work: () => unknown): number {
+  let best = Infinity
+  for (let i = 0; i <= rounds; i++) {
+    const start = performance.now()
+    work()
+    best = Math.min(best, performance.now() - start)
+  }
+  return best
+}

@@ -4,7 +4,7 @@
  */
 import { performance } from 'node:perf_hooks'
 import { ApiError, isErrorCode, type ErrorBody, type ErrorCode } from '../src/errors.ts'
-import type { FinishEvent, FinishReason, GenerateRequest, Timing, TokenUsage } from '../src/protocol.ts'
+import type { FinishReason, GenerateEvent, GenerateRequest, Timing, TokenUsage } from '../src/protocol.ts'
 import type { ResolvedSampling } from '../src/sampling.ts'
 import type { Engine, EngineEvent } from './engine.ts'
 import { EventQueue } from './event-queue.ts'
@@ -25,7 +25,8 @@ export interface Outcome {
 }
 
 export interface Observer {
-  firstToken(seconds: number): void
+  /** More than one where the engine was faster than the event loop. */
+  firstTokens(seconds: number, count: number): void
   nextTokens(seconds: number, count: number): void
   ended(outcome: Outcome): void
 }
@@ -147,7 +148,7 @@ class Stopwatch {
     const now = performance.now()
     if (this.#first === null) {
       this.#first = now - this.#started
-      this.#observer.firstToken(this.#first / 1000)
+      this.#observer.firstTokens(this.#first / 1000, count)
     } else this.#observer.nextTokens((now - this.#last) / 1000, count)
     this.#last = now
     this.#completion += count
@@ -169,19 +170,12 @@ class Stopwatch {
 
 const errorCode = (code: string): ErrorCode => (isErrorCode(code) ? code : 'engine_error')
 
-function onWire(event: EngineEvent): { index: number; token_ids: number[] } | FinishEvent | ErrorBody {
-  switch (event.type) {
-    case 'tokens':
-      return {
-        index: 0,
-        token_ids: event.tokenIds,
-        ...(event.logprobs === undefined ? {} : { logprobs: event.logprobs }),
-      }
-    case 'finish':
-      return { index: 0, finish_reason: event.reason, usage: event.usage, timing: event.timing }
-    case 'error':
-      return new ApiError(errorCode(event.code), event.message).body()
-  }
+function onWire(event: EngineEvent): GenerateEvent | ErrorBody {
+  if (event.type === 'finish')
+    return { index: 0, finish_reason: event.reason, usage: event.usage, timing: event.timing }
+  if (event.type === 'error') return new ApiError(errorCode(event.code), event.message).body()
+  const { tokenIds: token_ids, logprobs } = event
+  return logprobs === undefined ? { index: 0, token_ids } : { index: 0, token_ids, logprobs }
 }
 
 /** The engine's own errors, as answers. */

@@ -52,9 +52,10 @@ export function createMetrics(model_name: string, engine: () => Engine | null): 
       readEngine()
       return registry.metrics()
     },
-    firstToken(seconds) {
+    firstTokens(seconds, count) {
       ttft.observe(seconds)
-      generationTokens.inc()
+      generationTokens.inc(count)
+      for (let i = 1; i < count; i++) itl.observe(0)
     },
     nextTokens(seconds, count) {
       generationTokens.inc(count)

@@ -116,7 +116,7 @@ async function fetchFile(
   retry_ms: number,
 ): Promise<void> {
   const partial = join(dir, `${file.path}.partial`)
-  for (let fruitless = 0; ; ) {
+  for (let fruitless = 0; ;) {
     const before = (await sizeOf(partial)) ?? 0
     try {
       if (before < file.size) await append(hub, commit, file, partial, before, progress)
@@ -201,7 +201,9 @@ async function assertRoom(dir: string, bytes: number): Promise<void> {
   const free = disk.bavail * disk.bsize
   if (free >= bytes + spare_disk_bytes) return
   const gib = (count: number) => (count / 1024 ** 3).toFixed(1)
-  throw new ModelError(`${dir} has ${gib(free)} GiB free, the download needs ${gib(bytes + spare_disk_bytes)} GiB`)
+  throw new ModelError(
+    `${dir} has ${gib(free)} GiB free, the download needs ${gib(bytes + spare_disk_bytes)} GiB`,
+  )
 }
 
 async function replace(path: string, content: string): Promise<void> {
@@ -229,7 +231,9 @@ function explained(error: unknown, hub: Hub, { id, revision }: FetchOptions): un
           ? `${page} does not exist, or is private or gated: check the name, or set HF_TOKEN (${statusCode})`
           : `HF_TOKEN may not read ${page}: accept the model's terms there, or use another token (${statusCode})`,
       )
-    return because(`${hub.hubUrl} answered ${statusCode} for ${id}; try again later, it goes on where it stopped`)
+    return because(
+      `${hub.hubUrl} answered ${statusCode} for ${id}; try again later, it goes on where it stopped`,
+    )
   }
   if (error instanceof Error && 'code' in error && error.code === 'ENOSPC')
     return because(`The disk is full; make room and run it again, it goes on where it stopped`)

@@ -25,7 +25,10 @@ export function modelId(model: string): string {
 
 const isFolder = (path: string): boolean => statSync(path, { throwIfNoEntry: false })?.isDirectory() === true
 
-export async function resolveModel(model: string, env: NodeJS.ProcessEnv = process.env): Promise<ModelSource> {
+export async function resolveModel(
+  model: string,
+  env: NodeJS.ProcessEnv = process.env,
+): Promise<ModelSource> {
   const id = modelId(model)
   if (shipped.includes(model)) return checked(id, join(import.meta.dirname, 'models', model))
   if (isFolder(model)) return checked(id, resolve(model))

@@ -8,7 +8,7 @@ import { bodyLimit } from 'hono/body-limit'
 import * as z from 'zod/mini'
 import { ApiError } from '../src/errors.ts'
 import { GenerateRequest, type CancelResponse, type ModelCard } from '../src/protocol.ts'
-import { resolveSampling } from '../src/sampling.ts'
+import { resolveSampling, type ResolvedSampling } from '../src/sampling.ts'
 import type { Engine } from './engine.ts'
 import { eventStream } from './event-queue.ts'
 import { Generations, type Outcome } from './generations.ts'
@@ -65,7 +65,11 @@ export function createService(options: ServiceOptions): Service {
       const { engine, card } = accepting()
       const request = parse(await readJson(c.req.raw))
       const signal = c.req.raw.signal
-      const generation = generations.start(engine, request, sampling(request, card))
+      const generation = generations.start(
+        engine,
+        request,
+        sampling(request, card, engine.model.contextLength),
+      )
       if (!(await generation.events.waited({ signal }))) {
         generation.cancel()
         return new Response(null, { status: status_client_gone })
@@ -157,19 +161,20 @@ function parse(body: unknown): GenerateRequest {
   throw new ApiError('invalid_value', `${param}: ${why}`, { param })
 }
 
-function sampling(request: GenerateRequest, card: ModelCard) {
+/** @param context tokens: what the engine's memory holds, at most what the model knows. */
+function sampling(request: GenerateRequest, card: ModelCard, context: number): ResolvedSampling {
   if (request.model !== card.id)
     throw new ApiError('model_not_found', `This backend runs ${card.id}, not ${request.model}`, {
       param: 'model',
     })
   const prompt = request.token_ids.length
-  const room = card.context_length - prompt
+  const room = context - prompt
   const asked = request.sampling.max_tokens ?? 1
   if (asked > room)
     throw new ApiError(
       'context_length_exceeded',
-      `The context holds ${card.context_length} tokens; the prompt has ${prompt}, ${asked} more do not fit`,
-      { param: prompt >= card.context_length ? 'token_ids' : 'sampling.max_tokens' },
+      `The context holds ${context} tokens; the prompt has ${prompt}, ${asked} more do not fit`,
+      { param: prompt >= context ? 'token_ids' : 'sampling.max_tokens' },
     )
   return resolveSampling(request.sampling, card.generation, room)
 }

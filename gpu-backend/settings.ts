@@ -1,5 +1,4 @@
 /** The backend's settings: a flag or its environment variable, checked once, in one place. */
-import { availableParallelism } from 'node:os'
 import { Command, InvalidArgumentError, Option } from 'commander'
 
 export interface Settings {
@@ -8,7 +7,7 @@ export interface Settings {
   host: string
   port: number
   secret: string
-  threads: number
+  threads?: number
   kvMemoryMb?: number
   maxBatch?: number
   prefillChunk?: number
@@ -35,9 +34,11 @@ export function readSettings(argv: readonly string[]): Settings {
     )
     .addOption(option('--host <address>', 'BACKEND_HOST', 'address to listen on').default('127.0.0.1'))
     .addOption(count('--port <port>', 'BACKEND_PORT', 'port to listen on', 0, 65_535).default(8788))
-    .addOption(option('--secret <text>', 'BACKEND_SECRET', 'what callers of /v1 must send; prefer the variable'))
     .addOption(
-      count('--threads <n>', 'THREADS', 'CPU threads of the engine', 1, 1024).default(availableParallelism()),
+      option('--secret <text>', 'BACKEND_SECRET', 'what callers of /v1 must send; prefer the variable'),
+    )
+    .addOption(
+      count('--threads <n>', 'THREADS', 'CPU threads of the engine; one per core unless set', 1, 1024),
     )
     .addOption(count('--kv-memory <MiB>', 'KV_MEMORY_MB', 'memory for the prefix cache', 1, 16_777_216))
     .addOption(count('--max-batch <n>', 'MAX_BATCH', 'sequences computed together', 1, 4096))
@@ -47,7 +48,9 @@ export function readSettings(argv: readonly string[]): Settings {
       count('--drain <seconds>', 'DRAIN_SECONDS', 'on SIGTERM, for running requests', 0, 3600).default(25),
     )
     .addOption(
-      option('--log <level>', 'LOG', 'info: a line for each request').choices(['warn', 'info']).default('warn'),
+      option('--log <level>', 'LOG', 'info: a line for each request')
+        .choices(['warn', 'info'])
+        .default('warn'),
     )
     .parse(argv)
   const given = command.opts<{
@@ -56,7 +59,7 @@ export function readSettings(argv: readonly string[]): Settings {
     host: string
     port: number
     secret?: string
-    threads: number
+    threads?: number
     kvMemory?: number
     maxBatch?: number
     prefillChunk?: number
@@ -67,15 +70,17 @@ export function readSettings(argv: readonly string[]): Settings {
   if (given.device === 'cuda')
     command.error('error: this build computes on the CPU alone; set DEVICE=cpu or leave it out')
   if (given.secret === undefined || given.secret === '')
-    command.error('error: BACKEND_SECRET is not set; the gateway sends it, for example $(openssl rand -hex 32)')
-  const { kvMemory, maxBatch, prefillChunk, maxQueue } = given
+    command.error(
+      'error: BACKEND_SECRET is not set; the gateway sends it, for example $(openssl rand -hex 32)',
+    )
+  const { threads, kvMemory, maxBatch, prefillChunk, maxQueue } = given
   return {
     model: given.model,
     device: 'cpu',
     host: given.host,
     port: given.port,
     secret: given.secret ?? '',
-    threads: given.threads,
+    ...(threads === undefined ? {} : { threads }),
     ...(kvMemory === undefined ? {} : { kvMemoryMb: kvMemory }),
     ...(maxBatch === undefined ? {} : { maxBatch }),
     ...(prefillChunk === undefined ? {} : { prefillChunk }),

@@ -34,8 +34,9 @@ function descendants(root: number): Process[] {
 
 const pidOf = (stack: Stack, what: string): number => {
   const matching = descendants(stack.pid).filter(({ args }) => args.includes(what))
-  expect(matching, what).toHaveLength(1)
-  return matching[0]!.pid
+  const [first, ...others] = matching
+  if (first === undefined || others.length > 0) throw new Error(`${matching.length} processes run ${what}`)
+  return first.pid
 }
 
 const isReady = async (stack: Stack): Promise<boolean> =>
@@ -140,6 +141,7 @@ describe('a supervisor that is killed', () => {
     process.kill(host, 'SIGKILL')
     if (process.platform === 'linux') await gone([workerd], stop_ms_max)
     await Promise.all([first.stop(), second.stop()])
+    expect(descendants(second.pid)).toEqual([])
   })
 })
 

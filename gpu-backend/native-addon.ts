@@ -127,6 +127,8 @@ export type ErrorName =
 export interface NativeAddon {
   /** @param wake called when drain() has something, once until it is drained */
   open(options: NativeOptions, wake: () => void): Promise<NativeEngine>
+  /** The kernel levels this machine can run, best first. */
+  kernelLevels(): string[]
   /** Bytes per second that `threads` (0: all cores) threads read from `bytes` of memory. */
   readBandwidth(threads: number, bytes: number): number
 }

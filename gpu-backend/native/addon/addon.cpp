@@ -246,9 +246,17 @@ Napi::Value read_bandwidth(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value kernel_levels(const Napi::CallbackInfo& info) {
+  Napi::Array names = Napi::Array::New(info.Env());
+  for (const cpu::Kernels* kernels : cpu::available_kernels())
+    names.Set(names.Length(), std::string(kernels->level));
+  return names;
+}
+
 Napi::Object start(Napi::Env env, Napi::Object exports) {
   NativeEngine::define(env);
   exports.Set("open", Napi::Function::New(env, open_engine));
+  exports.Set("kernelLevels", Napi::Function::New(env, kernel_levels));
   exports.Set("readBandwidth", Napi::Function::New(env, read_bandwidth));
   return exports;
 }

@@ -37,7 +37,7 @@ const isCurrent = (hash: string): boolean =>
 /** What is missing on this machine, in one line each. */
 function missing(): string[] {
   const problems: string[] = []
-  const compiler = process.env['CXX'] ?? ['c++', 'g++', 'clang++'].find(runs)
+  const compiler = process.env['CXX'] || ['c++', 'g++', 'clang++'].find(runs)
   const probe = '#include <concepts>\n#include <span>\nstatic_assert(__cplusplus >= 202002L);\n'
   if (compiler === undefined || !runs(compiler)) problems.push('a C++20 compiler (package g++)')
   else if (

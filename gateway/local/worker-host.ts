@@ -29,12 +29,16 @@ const worker = {
   ...workerOptions,
   name: 'gateway',
   rootPath: workerDir,
-  modulesRoot: '/',
+  modulesRoot: workerDir,
   modules: [
-    { type: 'ESModule', path: '/index.js', contents: text('index.js') },
+    { type: 'ESModule', path: join(workerDir, 'index.js'), contents: text('index.js') },
     ...readdirSync(workerDir)
       .filter((name) => name.endsWith('.bin'))
-      .map((name) => ({ type: 'Data', path: `/${name}`, contents: readFileSync(join(workerDir, name)) })),
+      .map((name) => ({
+        type: 'Data',
+        path: join(workerDir, name),
+        contents: readFileSync(join(workerDir, name)),
+      })),
   ],
   bindings: { ...workerOptions.bindings, ...vars },
   unsafeDirectSockets: [{ host: '127.0.0.1', port }],

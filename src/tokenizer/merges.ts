@@ -10,7 +10,7 @@
 import { NO_RANK, rankOf, type PairTable } from './pair-table.ts'
 
 export const FIRST_MERGE = 256
-const SHORT_MAX = 40
+const SHORT_MAX = 80
 
 /** `ids[0..count)`, one a byte, merged in place; returns how many remain. */
 export type MergeWord = (ids: Int32Array, count: number) => number

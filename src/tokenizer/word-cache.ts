@@ -1,10 +1,10 @@
 /**
- * Words and their ids, direct-mapped: a new word takes the place of whichever word shares its slot, so memory is fixed (512 kB) and
+ * Words and their ids, direct-mapped: a new word takes the place of whichever word shares its slot, so memory is fixed (0.9 MB) and
  * a hit allocates nothing. Longer words are simply not kept.
  */
 const SLOTS = 8192
-const UNITS_MAX = 15
-const IDS_MAX = 7
+const UNITS_MAX = 23
+const IDS_MAX = 15
 
 export interface WordCache {
   /** Appends the ids of text[start..end) to `out`, or says that it does not know them. */

@@ -20,7 +20,10 @@ const body_bytes_max = 4 * 1024 * 1024
 
 const limitedBody = bodyLimit({
   maxSize: body_bytes_max,
-  onError: () => {
+  onError: async (c) => {
+    // An answer before the body was read would reset the connection under a client that is still sending.
+    if (c.req.raw.body?.locked === false)
+      await c.req.raw.body.pipeTo(new WritableStream()).catch(() => undefined)
     throw new ApiError('body_too_large', 'The body is larger than 4 MB.')
   },
 })

@@ -51,7 +51,7 @@ async function completion(c: Context<AppEnv>, deltas: Deltas) {
       },
     ],
     usage: usage(finish.usage),
-    ...(finish.timing ? { timing: finish.timing } : {}),
+    ...timing(finish),
   }
 }
 
@@ -145,10 +145,9 @@ class ChunkWriter {
   }
 
   #finish(delta: FinishDelta): string {
-    const timing = delta.timing ? { timing: delta.timing } : {}
-    const last = this.#chunk({}, null, delta.reason, timing)
+    const last = this.#chunk({}, null, delta.reason, timing(delta))
     if (!this.#c.var.chat.includeUsage) return last
-    return last + sse({ ...this.#head, choices: [], usage: usage(delta.usage), ...timing })
+    return last + sse({ ...this.#head, choices: [], usage: usage(delta.usage), ...timing(delta) })
   }
 
   #chunk(delta: object, logprobs: object | null, finish_reason: string | null, more: object = {}): string {
@@ -178,6 +177,13 @@ const usage = ({ prompt, cached, completion }: TokenUsage) => ({
   total_tokens: prompt + completion,
   prompt_tokens_details: { cached_tokens: cached },
 })
+
+const timing = ({ timing }: FinishDelta) => {
+  if (timing === null) return {}
+  const rounded = (ms: number) => Math.round(ms * 100) / 100
+  const { queue_ms, prefill_ms, decode_ms } = timing
+  return { timing: { queue_ms: rounded(queue_ms), prefill_ms: rounded(prefill_ms), decode_ms: rounded(decode_ms) } }
+}
 
 function openaiLogprobs(tokens: TokenLogprobs[]) {
   const one = ({ token_id, logprob }: TokenLogprob) => {

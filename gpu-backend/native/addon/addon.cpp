@@ -241,8 +241,9 @@ Napi::Value open_engine(const Napi::CallbackInfo& info) {
 
 Napi::Value read_bandwidth(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const auto bytes = static_cast<std::size_t>(info[0].ToNumber().DoubleValue());
-    return Napi::Number::New(info.Env(), cpu::read_bandwidth(info[1].ToNumber().Uint32Value(), bytes));
+    const unsigned threads = info[0].ToNumber().Uint32Value();
+    const auto bytes = static_cast<std::size_t>(info[1].ToNumber().DoubleValue());
+    return Napi::Number::New(info.Env(), cpu::read_bandwidth(threads, bytes));
   });
 }
 

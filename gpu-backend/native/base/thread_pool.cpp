@@ -12,6 +12,8 @@ namespace {
 
 constexpr int kSpins = 4000;  // some 30-60 us of pauses: longer than the serial code between two jobs of one step
 
+constexpr unsigned kThreadsMax = 1024;
+
 inline void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -23,10 +25,17 @@ inline void pause() {
 }  // namespace
 
 ThreadPool::ThreadPool(unsigned threads) {
-  for (unsigned i = 1; i < threads; ++i) workers_.emplace_back([this] { worker(); });
+  try {
+    for (unsigned i = 1; i < std::min(threads, kThreadsMax); ++i) workers_.emplace_back([this] { worker(); });
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stopping_.store(true);
   ticket_.store(~std::uint64_t{0} >> 32);  // count 0, and unlike any ticket a sleeper may hold
   ticket_.notify_all();

@@ -44,6 +44,7 @@ class ThreadPool {
 
   void run(std::size_t count, Function function, void* context);
   bool work_once();
+  void stop();
   void worker();
 
   std::atomic<std::uint64_t> ticket_{0};

@@ -25,12 +25,13 @@ const service = createService({
 })
 const server = createAdaptorServer({ fetch: service.app.fetch, hostname: settings.host })
 let engine: Engine | null = null
+let stopping = false
 
 try {
-  await listen(settings)
-  engine = await load(settings)
   process.on('SIGTERM', stop)
   process.on('SIGINT', stop)
+  await listen(settings)
+  engine = await load(settings)
 } catch (error) {
   fail(error)
 }
@@ -54,7 +55,6 @@ async function load({ model, ...options }: Settings): Promise<Engine> {
   return engine
 }
 
-let stopping = false
 function stop(): void {
   if (stopping) process.exit(1)
   stopping = true

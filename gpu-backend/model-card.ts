@@ -11,7 +11,7 @@ import { parseArgs } from 'node:util'
 import * as z from 'zod/mini'
 import type { ModelCard } from '../src/protocol.ts'
 import { packTokenizer } from '../src/tokenizer/compact.ts'
-import { ModelError } from './model-download.ts'
+import { ModelError } from './model-error.ts'
 import { resolveModel, type ModelSource } from './model-source.ts'
 import { endWithParent } from './parent.ts'
 
@@ -50,7 +50,7 @@ export async function modelCard({ id, dir }: ModelSource): Promise<ModelCard> {
     revision: await revisionOf(dir),
     created: Math.floor((await stat(join(dir, 'config.json'))).mtimeMs / 1000),
     context_length: config.max_position_embeddings,
-    tokenizer: digest(createHash('sha256').update(tokenizerFor(dir))),
+    tokenizer: digest(createHash('sha256').update(tokenizerJson(dir))),
     default_system: defaultSystem(dir),
     generation: {
       temperature: generation.do_sample === false ? 0 : (generation.temperature ?? 1),
@@ -64,7 +64,7 @@ export async function modelCard({ id, dir }: ModelSource): Promise<ModelCard> {
 
 /** The compact form where the vocabulary allows it; else tokenizer.json itself, told apart by its first byte, `{`. */
 export function tokenizerFor(dir: string): Uint8Array {
-  const bytes = readFileSync(join(dir, 'tokenizer.json'))
+  const bytes = tokenizerJson(dir)
   try {
     return packTokenizer(JSON.parse(bytes.toString()))
   } catch (error) {
@@ -72,6 +72,12 @@ export function tokenizerFor(dir: string): Uint8Array {
       throw new ModelError(`${dir}/tokenizer.json is no JSON`, { cause: error })
     return bytes
   }
+}
+
+function tokenizerJson(dir: string): Buffer {
+  const path = join(dir, 'tokenizer.json')
+  if (!existsSync(path)) throw new ModelError(`${path} is missing`)
+  return readFileSync(path)
 }
 
 async function revisionOf(dir: string): Promise<string> {

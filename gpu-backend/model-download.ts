@@ -16,11 +16,7 @@ import { downloadFile, HubApiError, listFiles, modelInfo } from '@huggingface/hu
 import * as z from 'zod/mini'
 import { progressBar, type Progress } from './download-progress.ts'
 import { exclusively } from './exclusive.ts'
-
-/** A model that cannot be had; the message is one line for whoever started the program. */
-export class ModelError extends Error {
-  override readonly name = 'ModelError'
-}
+import { ModelError } from './model-error.ts'
 
 const Manifest = z.object({
   commit: z.string(),

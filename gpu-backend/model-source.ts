@@ -5,7 +5,7 @@
  */
 import { existsSync, statSync } from 'node:fs'
 import { basename, join, resolve } from 'node:path'
-import { fetchModel, ModelError } from './model-download.ts'
+import { ModelError } from './model-error.ts'
 
 export interface ModelSource {
   /** The API's model id. */
@@ -33,11 +33,13 @@ export async function resolveModel(
   if (shipped.includes(model)) return checked(id, join(import.meta.dirname, 'models', model))
   if (isFolder(model)) return checked(id, resolve(model))
   const hub = hubId.exec(model)
-  if (hub === null || /^[./]/.test(model))
+  if (hub === null || model.split(/[/@]/).some((part) => /^\.*$/.test(part)))
     throw new ModelError(
       `MODEL=${model} is no folder here, and neither 'tiny' nor a hub id such as Qwen/Qwen2-0.5B-Instruct`,
     )
   const root = env['MODELS_DIR'] ?? join(import.meta.dirname, '../.qwen-edge/models')
+  // The hub library is loaded by whoever fetches, not by every start.
+  const { fetchModel } = await import('./model-download.ts')
   return checked(id, await fetchModel({ id, revision: hub[2] ?? 'main', dir: join(root, model), env }))
 }
 

@@ -84,7 +84,7 @@ export interface ModelCard {
   /** Unix seconds. */
   created: number
   context_length: number
-  /** Hash of the packed tokenizer. */
+  /** Hash of tokenizer.json. */
   tokenizer: string
   default_system: string
   generation: GenerationDefaults

@@ -142,7 +142,10 @@ describe('MODEL', () => {
     expect(modelId(model)).toBe(id)
   })
 
-  it.each(['', 'nonsense', './nowhere', '/nowhere/at', 'a/b/c', '../x'])('%j is refused', async (model) => {
-    await expect(resolveModel(model)).rejects.toThrow('is no folder here')
-  })
+  it.each(['', 'nonsense', './nowhere', '/nowhere/at', 'a/b/c', '../x', 'a/..', 'a/b@../../c'])(
+    '%j is refused',
+    async (model) => {
+      await expect(resolveModel(model)).rejects.toThrow('is no folder here')
+    },
+  )
 })

@@ -4,6 +4,7 @@ import * as fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { texts } from '../../golden/tokenizer/texts.ts'
 import { loadTokenizer, packTokenizer } from '../../../src/tokenizer/compact.ts'
+import { writeVocabulary } from '../../../src/tokenizer/format.ts'
 import type { TokenizerJson } from '../../../src/tokenizer/reference.ts'
 import { oddText } from './odd-text.ts'
 import { madeVocabulary, qwen2Json } from './vocabularies.ts'
@@ -179,5 +180,17 @@ describe('a packed vocabulary', () => {
       expect(() => loadTokenizer(small.subarray(0, length)), `${length} bytes`).toThrow('packed vocabulary')
     }
     expect(() => loadTokenizer(new Uint8Array([...small, 0]))).toThrow('packed vocabulary')
+  })
+
+  const bytes = Uint8Array.from({ length: 256 }, (_, i) => i)
+  const doubling = Uint32Array.from({ length: 40 }, (_, i) => 255 + i)
+  test.each([
+    ['an id that is not made yet', bytes, Uint32Array.of(256), Uint32Array.of(0), 'merge 0 uses an id'],
+    ['an id that never is', bytes, Uint32Array.of(0), Uint32Array.of(0xffffff), 'merge 0 uses an id'],
+    ['a byte twice', bytes.with(1, 0), Uint32Array.of(0), Uint32Array.of(0), 'do not cover the 256 bytes'],
+    ['tokens of terabytes', bytes, doubling, doubling, 'tokens are longer than'],
+  ])('is refused with %s, though its checksum is right', (_name, bytes, left, right, says) => {
+    const file = writeVocabulary({ bytes, left, right, added: [] })
+    expect(() => loadTokenizer(file)).toThrow(says)
   })
 })

@@ -5,7 +5,7 @@ import { openTokenizer } from '../../../src/tokenizer/open.ts'
 import { referenceTokenizer, type TokenizerJson } from '../../../src/tokenizer/reference.ts'
 import type { Tokenizer } from '../../../src/tokenizer/tokenizer.ts'
 import { oddText, oddWellFormedText } from './odd-text.ts'
-import { hasTiny, madeVocabulary, qwen2Json, tinyJson } from './vocabularies.ts'
+import { madeVocabulary, qwen2Json, tinyJson } from './vocabularies.ts'
 
 const made = madeVocabulary(
   'abcĠĊ1',
@@ -14,9 +14,9 @@ const made = madeVocabulary(
 
 const vocabularies: [name: string, json: () => TokenizerJson][] = [
   ['qwen2', qwen2Json],
+  ['tiny', tinyJson],
   ['made', () => structuredClone(made)],
 ]
-if (hasTiny) vocabularies.push(['tiny', tinyJson])
 
 const kinds: [name: string, make: (json: TokenizerJson) => Tokenizer][] = [
   ['compact', (json) => loadTokenizer(packTokenizer(json))],

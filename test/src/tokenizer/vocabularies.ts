@@ -1,6 +1,7 @@
 /** The vocabularies that the tokenizer's tests run on: Qwen2's own, the shipped model's, and made ones. */
-import { existsSync, readFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
+import { fileURLToPath } from 'node:url'
 import { byteCharacters } from '../../../src/tokenizer/byte-alphabet.ts'
 import type { TokenizerJson } from '../../../src/tokenizer/reference.ts'
 import { QWEN2_PATTERN } from '../../../src/tokenizer/split.ts'
@@ -14,9 +15,8 @@ export function qwen2Json(): TokenizerJson {
   return structuredClone(qwen2)
 }
 
-const tiny = new URL('../../../gpu-backend/models/tiny/tokenizer.json', import.meta.url).pathname
-export const tinyJson = (): TokenizerJson => read(tiny)
-export const hasTiny = existsSync(tiny)
+export const tinyJson = (): TokenizerJson =>
+  read(fileURLToPath(new URL('../../../gpu-backend/models/tiny/tokenizer.json', import.meta.url)))
 
 /** The pieces of a made vocabulary that tests look into. */
 export interface MadeVocabulary {

@@ -12,12 +12,16 @@ import * as z from 'zod/mini'
 import { Sampling, type GenerationDefaults } from './sampling.ts'
 import type { ErrorCode } from './errors.ts'
 
-const tokenId = z.int().check(z.gte(0), z.lte(0x7fffffff))
+/** One plain loop: a schema for each of 30,000 elements takes 7 ms, this 0.1. */
+const isTokenIds = (value: unknown): boolean =>
+  Array.isArray(value) &&
+  value.length > 0 &&
+  value.every((id) => Number.isInteger(id) && id >= 0 && id <= 0x7fffffff)
 
 export const GenerateRequest = z.object({
   request_id: z.string().check(z.regex(/^[\w.:-]{1,128}$/)),
   model: z.string(),
-  token_ids: z.array(tokenId).check(z.minLength(1)),
+  token_ids: z.custom<number[]>(isTokenIds, 'expected a list of at least one token id'),
   sampling: Sampling,
   cache: z.optional(
     z.object({

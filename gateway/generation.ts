@@ -60,7 +60,8 @@ export async function* generate(prompt: Prompt, context: GenerationContext): Del
   try {
     for await (const batch of events) {
       const deltas = text.push(batch)
-      if (text.stopped && !deltas.some(isFinishDelta)) deltas.push(await endAtStop(prompt, context, text, stopped))
+      if (text.stopped && !deltas.some(isFinishDelta))
+        deltas.push(await endAtStop(prompt, context, text, stopped))
       running = !deltas.some(isFinishDelta)
       yield deltas
       if (!running) return

@@ -2,6 +2,10 @@
  * An answer in OpenAI's form, JSON or SSE. The first delta is awaited before the 200 is committed, so a failure until
  * then has its status; after it a failure is a last SSE event named `error`. Beside OpenAI's fields the answer carries
  * `timing` (milliseconds in queue, prefill and decode) where the engine ran for it.
+ *
+ * workerd learns that a client has gone only by writing to it. A stream writes all the time; a JSON answer that takes
+ * longer than `json_patience_ms` is therefore begun with white space, which JSON allows in front, one blank a beat.
+ * What fails after that can no longer have a status: the connection breaks, which clients retry.
  */
 import type { Context } from 'hono'
 import { ApiError } from '../src/errors.ts'
@@ -12,6 +16,8 @@ import { isFinishDelta, type Delta, type Deltas, type FinishDelta, type TextDelt
 import { model, tokenizer } from './model.ts'
 
 const heartbeat_ms = 10_000
+const json_patience_ms = 1_000
+const json_beat_ms = 500
 
 /** @param abort called when the caller goes away before the end. */
 export async function respond(
@@ -20,7 +26,12 @@ export async function respond(
   abort: () => void = () => undefined,
 ): Promise<Response> {
   c.header('cache-status', c.var.cache.status)
-  if (!c.var.chat.stream) return c.json(await completion(c, deltas))
+  if (!c.var.chat.stream) {
+    const answer = completion(c, deltas)
+    const soon = await within(answer, json_patience_ms)
+    if (soon !== 'silent') return c.json(soon)
+    return c.body(patientJson(answer, abort), 200, { 'content-type': 'application/json' })
+  }
   const first = await deltas.next()
   c.header('content-type', 'text/event-stream; charset=utf-8')
   c.header('cache-control', 'no-cache, no-transform')
@@ -53,6 +64,21 @@ async function completion(c: Context<AppEnv>, deltas: Deltas) {
     usage: usage(finish.usage),
     ...timing(finish),
   }
+}
+
+function patientJson(answer: Promise<unknown>, abort: () => void): ReadableStream<Uint8Array> {
+  const encoder = new TextEncoder()
+  return new ReadableStream<Uint8Array>(
+    {
+      async pull(controller) {
+        const done = await within(answer, json_beat_ms)
+        controller.enqueue(encoder.encode(done === 'silent' ? ' ' : JSON.stringify(done)))
+        if (done !== 'silent') controller.close()
+      },
+      cancel: abort,
+    },
+    { highWaterMark: 0 },
+  )
 }
 
 function eventStream(
@@ -182,7 +208,9 @@ const timing = ({ timing }: FinishDelta) => {
   if (timing === null) return {}
   const rounded = (ms: number) => Math.round(ms * 100) / 100
   const { queue_ms, prefill_ms, decode_ms } = timing
-  return { timing: { queue_ms: rounded(queue_ms), prefill_ms: rounded(prefill_ms), decode_ms: rounded(decode_ms) } }
+  return {
+    timing: { queue_ms: rounded(queue_ms), prefill_ms: rounded(prefill_ms), decode_ms: rounded(decode_ms) },
+  }
 }
 
 function openaiLogprobs(tokens: TokenLogprobs[]) {

@@ -50,6 +50,7 @@ async function stop(code: number): Promise<void> {
   stopping = true
   await stopAll()
   unlock()
+  if (code === 0) say('\nstopped')
   process.exit(code)
 }
 

@@ -18,8 +18,13 @@ inline void tile(const float* x, std::size_t in, const typename From::Stored* w,
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < NR; ++j) acc[m][j] = set1(0.0f);
 
+  // The next tile's weights follow this one's in memory; short rows give the hardware's prefetcher no time to see it.
+  const auto* ahead = reinterpret_cast<const char*>(w + NR * in);
+  constexpr std::size_t kStep = NR * kLanes * sizeof(typename From::Stored);
   const std::size_t whole = in / kLanes * kLanes;
-  for (std::size_t k = 0; k < whole; k += kLanes) {
+  for (std::size_t k = 0; k < whole; k += kLanes, ahead += kStep) {
+#pragma GCC unroll 8
+    for (std::size_t line = 0; line < kStep; line += 64) __builtin_prefetch(ahead + line, 0, 2);
     F wide[NR];
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < NR; ++j) wide[j] = From::vector(w + j * in + k);
@@ -33,8 +38,14 @@ inline void tile(const float* x, std::size_t in, const typename From::Stored* w,
 
   for (std::size_t m = 0; m < MR; ++m) {
     float* y = part.y + (row + m) * part.stride + n;
+    float sums[NR];
+    if constexpr (NR == 4) {
+      sum4(acc[m], sums);
+    } else {
+      for (std::size_t j = 0; j < NR; ++j) sums[j] = sum(acc[m][j]);
+    }
     for (std::size_t j = 0; j < NR; ++j) {
-      float total = sum(acc[m][j]);
+      float total = sums[j];
       for (std::size_t k = whole; k < in; ++k) total += x[m * in + k] * From::scalar(w + j * in + k);
       if (part.bias != nullptr) total += part.bias[n + j];
       y[j] = part.add ? y[j] + total : total;

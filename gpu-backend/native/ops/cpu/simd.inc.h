@@ -81,17 +81,31 @@ inline F exp2_integer(F n) { return std::bit_cast<F>((__builtin_convertvector(n,
 
 inline constexpr std::size_t kLanes = QE_LANES;
 
-/** Sum of the lanes, always in the same tree: halves are added until one lane is left. */
-inline float sum(F a) {
-  alignas(64) float lane[kLanes];
-  store(lane, a);
-#pragma GCC unroll 4
-  for (std::size_t width = kLanes / 2; width > 0; width /= 2) {
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < width; ++i) lane[i] += lane[i + width];
-  }
-  return lane[0];
+/** Sum of the lanes, always in the same tree: the upper half is added to the lower until one lane is left. */
+#if QE_LANES == 4
+inline float sum(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+#else
+/** The tree down to four lanes. */
+inline __m128 quarter(F a) {
+#if QE_LANES == 16
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+#else
+  const __m256 half = a;
+#endif
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
+inline float sum(F a) {
+  const __m128 four = quarter(a);
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+/** Four sums at once, by the same tree. */
+inline void sum4(const F* a, float* to) {
+  __m128 p = quarter(a[0]), q = quarter(a[1]), r = quarter(a[2]), s = quarter(a[3]);
+  _MM_TRANSPOSE4_PS(p, q, r, s);
+  _mm_storeu_ps(to, _mm_add_ps(_mm_add_ps(p, r), _mm_add_ps(q, s)));
+}
+#endif
 
 inline float largest(F a) {
   alignas(64) float lane[kLanes];

@@ -20,7 +20,9 @@ function bar(label: string, total: number, present: number): Progress {
     {
       format: `${label} {bar} {percentage}% | {done}/{size} MiB | {speed} MiB/s | {eta_formatted} left`,
       stream: process.stderr,
-      hideCursor: true,
+      // Ctrl-C ends this process where it stands: nothing of the terminal may be left changed.
+      hideCursor: false,
+      linewrap: true,
       etaBuffer: 200,
     },
     Presets.shades_classic,

@@ -2,7 +2,7 @@
  * `npm run build:native`: compiles gpu-backend/native into the addon, when its sources changed since the last time.
  * What decides is a hash of the sources, so a fresh clone, a checkout or a touched file costs nothing.
  */
-import { spawn, spawnSync } from 'node:child_process'
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
@@ -65,7 +65,10 @@ function run(program: string, args: string[]): Promise<void> {
     child.stdout.on('data', (chunk: Buffer) => log.push(chunk))
     child.stderr.on('data', (chunk: Buffer) => log.push(chunk))
     child.on('error', reject)
+    running = child
     child.on('close', (code) => {
+      running = null
+      if (stopping) process.exit(1)
       if (code === 0) resolve()
       else reject(new BuildError(`${Buffer.concat(log).toString()}\n${program} ${args.join(' ')} failed`))
     })
@@ -107,7 +110,15 @@ async function buildNative(): Promise<void> {
   process.stderr.write(`native engine: built in ${((performance.now() - started) / 1000).toFixed(1)} s\n`)
 }
 
-endWithParent()
+let running: ChildProcess | null = null
+let stopping = false
+// ninja runs each compiler in a group of its own and ends them when it is told to; killed, it would leave them.
+process.on('SIGTERM', () => {
+  stopping = true
+  if (running === null) process.exit(1)
+  running.kill('SIGTERM')
+})
+endWithParent('SIGTERM')
 try {
   if (!isCurrent(sourceHash()))
     await exclusively(lock, buildNative, (pid) =>

@@ -55,9 +55,12 @@ function mergeShort(table: PairTable, ranks: Int32Array, ids: Int32Array, count:
   }
 }
 
+/** Ends a list; as a head: no list, and the rank does not wait. */
 const NONE = -1
+/** As a head: the list is empty by now, but its rank still waits and must not be pushed again. */
+const EMPTY = -2
 /** In `before`: the place is in no list. */
-const UNLISTED = 0x7fffffff
+const UNLISTED = 0x3fffffff
 
 /**
  * A token of n bytes owns n cells of `ids`: the first holds its id, the last (where n > 1) holds -n, so that both neighbours are
@@ -80,8 +83,8 @@ function mergeLong(
     if (rank === NO_RANK) return
     const head = heads[rank] as number
     if (head === NONE) waiting.push(rank)
-    else before[head] = place
-    after[place] = head
+    if (head >= 0) before[head] = place
+    after[place] = head >= 0 ? head : NONE
     before[place] = ~rank
     heads[rank] = place
   }
@@ -89,7 +92,7 @@ function mergeLong(
     const previous = before[place] as number
     if (previous === UNLISTED) return
     const next = after[place] as number
-    if (previous < 0) heads[~previous] = next
+    if (previous < 0) heads[~previous] = next === NONE ? EMPTY : next
     else after[previous] = next
     if (next !== NONE) before[next] = previous
     before[place] = UNLISTED
@@ -99,7 +102,6 @@ function mergeLong(
     const end = right + idLength(ids[right] as number)
     unlist(place)
     unlist(right)
-    ids[right] = NONE
     ids[end - 1] = place - end
     ids[place] = FIRST_MERGE + rank
     if (place > 0) {
@@ -113,15 +115,14 @@ function mergeLong(
 
   for (let i = 0; i + 1 < count; i++) list(i, i + 1)
   for (let rank = waiting.pop(); rank !== undefined; rank = waiting.pop()) {
-    let place = heads[rank] as number
-    if (place === NONE) continue
-    const id = ids[place] as number
-    if (id === ids[place + idLength(id)]) {
+    const head = heads[rank] as number
+    if (head >= 0 && ids[head] === ids[head + idLength(ids[head] as number)]) {
       // Places may overlap ("aaa"): leftmost first, and a place whose token was merged away has left its list.
-      for (const next of risingPlaces(place, after)) if (before[next] !== UNLISTED) merge(next, rank)
+      for (const place of risingPlaces(head, after)) if (before[place] !== UNLISTED) merge(place, rank)
     } else {
-      for (; place !== NONE; place = heads[rank] as number) merge(place, rank)
+      for (let place = head; place >= 0; place = heads[rank] as number) merge(place, rank)
     }
+    heads[rank] = NONE
   }
 
   let n = 0
@@ -136,10 +137,10 @@ function mergeLong(
 /** A list's places from left to right; mostly it has them from right to left. */
 function risingPlaces(head: number, after: Int32Array): Int32Array {
   let length = 0
-  for (let place = head; place !== NONE; place = after[place] as number) length++
+  for (let place = head; place >= 0; place = after[place] as number) length++
   const places = new Int32Array(length)
   let rising = true
-  for (let place = head, i = length - 1; place !== NONE; place = after[place] as number, i--) {
+  for (let place = head, i = length - 1; place >= 0; place = after[place] as number, i--) {
     places[i] = place
     if (i + 1 < length && place > (places[i + 1] as number)) rising = false
   }

@@ -33,7 +33,8 @@ function pairHash(left: number, right: number): number {
   return h ^ (h >>> 15)
 }
 
-export const NO_RANK = 0x7fffffff
+/** Above every rank, and small enough to need no heap number. */
+export const NO_RANK = 0x3fffffff
 
 /** The rank of the merge of these two ids, or NO_RANK. */
 export function rankOf(table: PairTable, left: number, right: number): number {

@@ -104,6 +104,13 @@ describe('merging a word', () => {
 })
 
 describe('the pair table', () => {
+  test('tells ids apart that differ in their high bits only', () => {
+    for (let left = 0; left < 64; left++) {
+      const table = buildPairTable(Uint32Array.of(left), Uint32Array.of(5))
+      for (let high = 1; high < 16; high++) expect(rankOf(table, left, 5 + (high << 14))).toBe(NO_RANK)
+    }
+  })
+
   test('knows every pair and no other', () => {
     const id = fc.integer({ min: 0, max: IDS_MAX - 1 })
     fc.assert(

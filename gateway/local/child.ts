@@ -22,6 +22,8 @@ export interface Program {
   env?: Record<string, string>
 }
 
+export type Phase = 'starting' | 'ready' | 'stopping'
+
 const running = new Set<ChildProcess>()
 
 function launch({ script, args = [], env = {} }: Program, output: 'inherit' | 'pipe'): ChildProcess {
@@ -57,23 +59,24 @@ export async function runStep(program: Program): Promise<void> {
 }
 
 /**
- * Keeps a program running. The promise rejects with StartError when its very first run ends by itself with an error
- * (it has said why); later ends are followed by a restart, at once after a steady run, else more and more slowly.
+ * Keeps a program running. The promise rejects with StartError when it ends by itself with an error before everything
+ * was ready once (it has said why); any other end is followed by a restart, at once after a steady run, else more and
+ * more slowly.
  */
 export async function keepRunning(
   program: Program,
   say: (line: string) => void,
-  isStopping: () => boolean,
+  phase: () => Phase,
 ): Promise<never> {
   let delay_ms = 0
-  for (let first = true; ; first = false) {
+  for (;;) {
     const started = performance.now()
     const child = launch(program, 'pipe')
     prefixLines(child, program.name)
     const [code, signal] = (await once(child, 'exit')) as [number | null, NodeJS.Signals | null]
-    if (isStopping()) await new Promise<never>(() => undefined)
+    if (phase() === 'stopping') await new Promise<never>(() => undefined)
     const lived_ms = performance.now() - started
-    if (first && code !== null && code !== 0 && lived_ms < steady_ms)
+    if (phase() === 'starting' && code !== null && code !== 0)
       throw new StartError(`the ${program.name} did not start`)
     if (lived_ms >= steady_ms) delay_ms = 0
     say(`the ${program.name} died (${signal ?? `exit ${code}`}); starting it again`)

@@ -7,7 +7,7 @@ import { readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { keepRunning, runStep, stopAll, type Program } from './child.ts'
+import { keepRunning, runStep, stopAll, type Phase, type Program } from './child.ts'
 import { help, readSettings, StartError, type Settings } from './settings.ts'
 import { lockState, readSecrets, type Secrets } from './state.ts'
 
@@ -24,7 +24,7 @@ if (process.argv.includes('--help') || process.argv.includes('-h')) {
 }
 
 const started = performance.now()
-let stopping = false
+let phase: Phase = 'starting'
 let unlock = () => {}
 
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => void stop(0))
@@ -39,15 +39,20 @@ if (process.env['npm_lifecycle_event'] !== undefined) {
 try {
   await start(readSettings(process.env))
 } catch (error) {
-  if (!stopping) {
+  if (!isStopping()) {
     process.stderr.write(`${error instanceof StartError ? error.message : String(error)}\n`)
     await stop(1)
   }
 }
 
+/** A function: the phase changes while others wait, which narrowing does not see. */
+function isStopping(): boolean {
+  return phase === 'stopping'
+}
+
 async function stop(code: number): Promise<void> {
-  if (stopping) return
-  stopping = true
+  if (isStopping()) return
+  phase = 'stopping'
   await stopAll()
   unlock()
   if (code === 0) say('\nstopped')
@@ -71,17 +76,19 @@ async function start(settings: Settings): Promise<void> {
     args: ['--out', modelDir],
     env: { MODEL: settings.model },
   })
-  const backend = keepRunning(backendProgram(settings, secrets), say, () => stopping)
-  backend.catch(() => undefined)
-  await runStep({
+  const backend = keepRunning(backendProgram(settings, secrets), say, () => phase)
+  const bundled = runStep({
     name: 'bundling the gateway',
     script: 'gateway/local/build-worker.ts',
     args: [modelDir, workerDir],
     env: { WRANGLER_SEND_METRICS: 'false', WRANGLER_LOG: 'error' },
   })
+  await Promise.race([backend, bundled])
   banner(settings, secrets, join(modelDir, 'card.json'))
-  const gateway = keepRunning(gatewayProgram(settings, secrets, workerDir), say, () => stopping)
+  const gateway = keepRunning(gatewayProgram(settings, secrets, workerDir), say, () => phase)
   await Promise.race([backend, gateway, ready(gatewayPort)])
+  if (isStopping()) return
+  phase = 'ready'
   say(`ready after ${((performance.now() - started) / 1000).toFixed(1)} s; Ctrl-C stops it`)
   await Promise.race([backend, gateway])
 }

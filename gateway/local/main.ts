@@ -111,7 +111,12 @@ function gatewayProgram(settings: Settings, secrets: Secrets, workerDir: string)
     name: 'gateway',
     script: 'gateway/local/worker-host.ts',
     args: [workerDir, settings.stateDir],
-    env: { GATEWAY_PORT: String(settings.gatewayPort), WORKER_VARS: JSON.stringify(vars) },
+    env: {
+      GATEWAY_PORT: String(settings.gatewayPort),
+      WORKER_VARS: JSON.stringify(vars),
+      // A host that was killed leaves its scraps where the next one clears them away.
+      TMPDIR: join(settings.stateDir, 'tmp'),
+    },
   }
 }
 

@@ -58,7 +58,7 @@ export class EventQueue {
 }
 
 const joined = (first: TokensEvent, next: TokensEvent): TokensEvent => {
-  first.token_ids.push(...next.token_ids)
+  for (const id of next.token_ids) first.token_ids.push(id)
   if (next.logprobs !== undefined) (first.logprobs ??= []).push(...next.logprobs)
   return first
 }

@@ -14,6 +14,8 @@ import { createService } from './service.ts'
 import { readSettings, type Settings } from './settings.ts'
 
 const close_ms_max = 2000
+/** Longer than any client keeps an idle connection (workerd: 5 s), so that it is never closed under a request. */
+const keep_alive_ms = 65_000
 
 endWithParent()
 
@@ -23,7 +25,11 @@ const service = createService({
   secret: settings.secret,
   ...(settings.log === 'info' ? { onOutcome: logOutcome } : {}),
 })
-const server = createAdaptorServer({ fetch: service.app.fetch, hostname: settings.host })
+const server = createAdaptorServer({
+  fetch: service.app.fetch,
+  hostname: settings.host,
+  serverOptions: { keepAliveTimeout: keep_alive_ms },
+})
 let engine: Engine | null = null
 let stopping = false
 

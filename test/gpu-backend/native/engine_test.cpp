@@ -1,0 +1,294 @@
+// The engine with the small random model: every answer must equal its lone run, whatever ran beside it, and no block
+// may be lost. Runs under ASan/UBSan and TSan.
+
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <map>
+#include <random>
+
+#include "base/error.h"
+#include "check.h"
+#include "engine/engine.h"
+#include "ops/cpu/cpu_ops.h"
+#include "tiny_model.h"
+
+namespace {
+
+using namespace qe;
+
+struct Answer {
+  std::vector<TokenId> tokens;
+  std::optional<FinishEvent> finish;
+  std::string failure;
+};
+
+/** An engine and what its events said. */
+class Bench {
+ public:
+  explicit Bench(const TinyModel& model, std::size_t blocks, SchedulerLimits limits = {}, unsigned threads = 1) {
+    EngineOptions options;
+    auto ops = std::make_unique<cpu::CpuOps>(threads);
+    AttentionShape shape;
+    shape.layers = model.config.layers, shape.kv_heads = model.config.kv_heads, shape.head_dim = model.config.head_dim;
+    options.kv_bytes = blocks * ops->kv_block_bytes(shape);
+    options.limits = limits;
+    options.queue_max = 10000;
+    options.check_when_idle = true;
+    engine_ = std::make_unique<Engine>(std::move(ops), model.config, model.open(), options,
+                                       [this](std::vector<Event>&& events) { take(events); });
+  }
+
+  Engine& engine() { return *engine_; }
+
+  Answer wait(std::uint32_t handle) {
+    std::unique_lock lock(mutex_);
+    CHECK(changed_.wait_for(lock, std::chrono::seconds(60), [&] { return ended(handle); }), concat("no end of ", handle));
+    return answers_[handle];
+  }
+  Answer ask(Request request) { return wait(engine_->submit(std::move(request))); }
+
+ private:
+  bool ended(std::uint32_t handle) { return answers_[handle].finish || !answers_[handle].failure.empty(); }
+  void take(const std::vector<Event>& events) {
+    const std::scoped_lock lock(mutex_);
+    for (const Event& event : events) {
+      if (const auto* token = std::get_if<TokenEvent>(&event)) {
+        CHECK(!ended(token->handle));
+        answers_[token->handle].tokens.push_back(token->sampled.token);
+      } else if (const auto* finish = std::get_if<FinishEvent>(&event)) {
+        CHECK(!ended(finish->handle));
+        answers_[finish->handle].finish = *finish;
+      } else {
+        const auto& failure = std::get<FailureEvent>(event);
+        answers_[failure.handle].failure = failure.message;
+      }
+    }
+    changed_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<std::uint32_t, Answer> answers_;
+  std::unique_ptr<Engine> engine_;
+};
+
+Request request_of(std::mt19937& random, std::size_t longest) {
+  // A few families of prompts, so that prefixes are shared.
+  Request request;
+  const unsigned family = static_cast<unsigned>(random() % 4);
+  const std::size_t length = 1 + random() % longest;
+  for (std::size_t i = 0; i < length; ++i) request.tokens.push_back(static_cast<TokenId>((family * 31 + i * i * 7 + i) % 97));
+  request.sampling.temperature = random() % 2 == 0 ? 0 : 1.0;
+  request.sampling.top_k = random() % 2 == 0 ? 0 : 10;
+  request.sampling.seed = family;
+  request.sampling.max_tokens = 1 + random() % 24;
+  request.salt = std::string(random() % 3, 'x');
+  request.shared_prefix = random() % 2 == 0 ? 0 : length / 2;
+  request.priority = static_cast<int>(random() % 3);
+  return request;
+}
+
+/** 10,000 steps' worth of submit, cancel, finish, evict and preempt; every survivor must equal its lone run. */
+void interleave(unsigned seed, int requests, unsigned threads) {
+  const TinyModel model;
+  std::mt19937 random(seed);
+  SchedulerLimits limits;
+  limits.batch = 1 + random() % 8;
+  limits.chunk = 1 + random() % 60;
+  limits.chunk_beside = 1 + random() % 30;
+  constexpr std::size_t kBlocks = 14;  // the longest sequence takes 8
+  std::vector<std::pair<Request, Answer>> survivors;
+  {
+    Bench bench(model, kBlocks, limits, threads);
+    std::vector<std::pair<Request, std::uint32_t>> asked;
+    for (int i = 0; i < requests; ++i) {
+      const Request request = request_of(random, 100);
+      asked.emplace_back(request, bench.engine().submit(request));
+      if (random() % 4 == 0) bench.engine().cancel(asked[random() % asked.size()].second);
+      if (random() % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 1500));
+      if (i % 50 == 0) bench.engine().check_integrity();
+    }
+    for (const auto& [request, handle] : asked) {
+      const Answer answer = bench.wait(handle);
+      CHECK(answer.failure.empty(), answer.failure);
+      CHECK(answer.finish->completion == answer.tokens.size());
+      CHECK(answer.finish->reason == FinishReason::length || answer.finish->reason == FinishReason::cancelled);
+      CHECK((answer.tokens.size() == request.sampling.max_tokens) == (answer.finish->reason == FinishReason::length));
+      survivors.emplace_back(request, answer);
+    }
+    bench.engine().check_integrity();
+    const EngineStats stats = bench.engine().stats();
+    CHECK(stats.blocks_used == 0 && stats.blocks_free + stats.blocks_cached == kBlocks);
+    CHECK(stats.running == 0 && stats.waiting == 0);
+    CHECK(stats.evictions > 0);
+  }
+  Bench lone(model, 64);
+  for (auto& [request, answer] : survivors) {
+    Request again = request;
+    again.sampling.max_tokens = answer.tokens.size();
+    again.salt += "lone";
+    CHECK(lone.ask(again).tokens == answer.tokens, concat("seed ", seed));
+  }
+}
+
+TEST("engine: interleavings lose no block and change no answer") {
+  for (unsigned seed = 1; seed <= 6; ++seed) interleave(seed, 150, 1);
+}
+
+TEST("engine: interleavings with several kernel threads") { interleave(99, 100, 3); }
+
+TEST("engine: scarce memory preempts and still answers alike") {
+  const TinyModel model;
+  const auto tokens_with = [&](std::size_t blocks) {
+    Bench bench(model, blocks);
+    std::vector<std::uint32_t> handles;
+    std::mt19937 random(5);
+    for (int i = 0; i < 12; ++i) {
+      Request request = request_of(random, 60);
+      request.sampling.max_tokens = 60;
+      handles.push_back(bench.engine().submit(request));
+    }
+    std::vector<std::vector<TokenId>> all;
+    for (const std::uint32_t handle : handles) all.push_back(bench.wait(handle).tokens);
+    return std::pair(all, bench.engine().stats().preemptions);
+  };
+  const auto [plenty, never] = tokens_with(200);
+  const auto [scarce, often] = tokens_with(12);
+  CHECK(never == 0 && often > 0, concat(never, " and ", often));
+  CHECK(plenty == scarce);
+}
+
+TEST("engine: one row's logits have the same bits in every chunking and on any number of threads") {
+  const TinyModel model(3, false);
+  std::vector<TokenId> prompt;
+  for (unsigned i = 0; i < 333; ++i) prompt.push_back(i * i % 97);
+  std::vector<float> first;
+  for (const unsigned threads : {1u, 2u, 4u}) {
+    Bench bench(model, 64, {}, threads);
+    for (const std::size_t chunk : {512, 1, 13, 64}) {
+      const std::vector<float> logits = bench.engine().logits(prompt, chunk);
+      CHECK(logits.size() == prompt.size() * model.config.vocab);
+      if (first.empty()) first = logits;
+      CHECK(logits == first, concat("threads ", threads, " chunk ", chunk));
+    }
+  }
+}
+
+TEST("engine: padded rows are never chosen") {
+  const TinyModel model;
+  Bench bench(model, 64);
+  Request request;
+  request.tokens = {1, 2, 3};
+  request.sampling.temperature = 2;
+  request.sampling.max_tokens = 500;
+  request.sampling.logit_bias = {{99, 100.0f}, {100, 100.0f}};
+  for (const TokenId token : bench.ask(request).tokens) CHECK(token < 97);
+}
+
+TEST("engine: refuses by name what it cannot serve") {
+  const TinyModel model;
+  Bench bench(model, 8);
+  Request request;
+  CHECK_THROWS("prompt is empty", bench.engine().submit(request));
+  request.tokens = {97};
+  CHECK_THROWS("outside the vocabulary", bench.engine().submit(request));
+  request.tokens = {1};
+  request.sampling.max_tokens = 1024;
+  CHECK_THROWS("exceeds the context", bench.engine().submit(request));
+  request.sampling.max_tokens = 500;
+  CHECK_THROWS("exceed the KV memory", bench.engine().submit(request));
+  request.sampling.max_tokens = 127;
+  CHECK(bench.ask(request).tokens.size() == 127);
+  CHECK_THROWS("at least 2 are wanted", Bench(model, 1));
+}
+
+TEST("engine: a deadline ends a request where it stands, waiting or running") {
+  const TinyModel model;
+  SchedulerLimits limits;
+  limits.batch = 1;
+  Bench bench(model, 64, limits);
+  Request request;
+  request.tokens = {1, 2, 3};
+  request.sampling.max_tokens = 1000;
+  request.deadline_ms = 3;
+  const std::uint32_t running = bench.engine().submit(request), waiting = bench.engine().submit(request);
+  CHECK(bench.wait(running).finish->reason == FinishReason::deadline);
+  CHECK(bench.wait(waiting).finish->reason == FinishReason::deadline);
+}
+
+TEST("engine: decode goes on beside a long prefill, a token a step") {
+  const TinyModel model;
+  SchedulerLimits limits;
+  limits.chunk_beside = 16;
+  Bench bench(model, 200, limits);
+  Request decoding;
+  decoding.tokens = {1, 2, 3};
+  decoding.sampling.max_tokens = 200;
+  const std::uint32_t handle = bench.engine().submit(decoding);
+  Request prefill;
+  for (unsigned i = 0; i < 900; ++i) prefill.tokens.push_back(i % 97);
+  prefill.sampling.max_tokens = 1;
+  const Answer longer = bench.ask(prefill);
+  const Answer answer = bench.wait(handle);
+  CHECK(longer.tokens.size() == 1 && answer.tokens.size() == 200);
+  // 900 tokens in chunks of 16 are 57 steps; had decode waited for them, there would be 57 steps more.
+  CHECK(bench.engine().stats().steps < 230, concat(bench.engine().stats().steps));
+}
+
+TEST("engine: a prompt like one under way follows it through the cache") {
+  const TinyModel model;
+  SchedulerLimits limits;
+  limits.chunk = 32;
+  Bench bench(model, 200, limits);
+  Request request;
+  for (unsigned i = 0; i < 320; ++i) request.tokens.push_back(i % 97);
+  request.sampling.max_tokens = 2;
+  std::vector<std::uint32_t> handles;
+  for (int i = 0; i < 4; ++i) handles.push_back(bench.engine().submit(request));
+  for (const std::uint32_t each : handles) CHECK(bench.wait(each).tokens.size() == 2);
+  CHECK(bench.engine().stats().prompt_tokens < 320 * 2, concat(bench.engine().stats().prompt_tokens));
+}
+
+TEST("engine: submit, cancel, stats and checks from many threads at once") {
+  const TinyModel model;
+  Bench bench(model, 40);
+  std::vector<std::thread> callers;
+  std::atomic<int> done{0};
+  for (unsigned t = 0; t < 4; ++t)
+    callers.emplace_back([&, t] {
+      std::mt19937 random(t);
+      for (int i = 0; i < 25; ++i) {
+        const std::uint32_t handle = bench.engine().submit(request_of(random, 60));
+        if (random() % 2 == 0) bench.engine().cancel(handle);
+        if (random() % 8 == 0) bench.engine().check_integrity();
+        (void)bench.engine().stats();
+        const Answer answer = bench.wait(handle);
+        if (answer.finish) ++done;
+      }
+    });
+  for (std::thread& caller : callers) caller.join();
+  CHECK(done == 100);
+}
+
+TEST("engine: close() ends what runs as cancelled, and later calls are refused") {
+  const TinyModel model;
+  Bench bench(model, 64);
+  Request request;
+  request.tokens = {1};
+  request.sampling.max_tokens = 1000;
+  const std::uint32_t handle = bench.engine().submit(request);
+  bench.engine().close();
+  CHECK(bench.wait(handle).finish->reason == FinishReason::cancelled);
+  CHECK_THROWS("closed", bench.engine().submit(request));
+  CHECK_THROWS("closed", bench.engine().check_integrity());
+  bench.engine().cancel(handle);
+}
+
+TEST("engine: a checkpoint that lacks a tensor is refused") {
+  TinyModel model;
+  model.config.tied = false;
+  CHECK_THROWS("lm_head.weight: is missing", Bench(model, 8));
+}
+
+}  // namespace

@@ -2,7 +2,7 @@
 import card from './model/card.json'
 import tokenizerBytes from './model/tokenizer.bin'
 import type { ModelCard } from '../src/protocol.ts'
-import { loadTokenizer } from '../src/tokenizer/compact.ts'
+import { openTokenizer } from '../src/tokenizer/open.ts'
 
 export const model: ModelCard = card
-export const tokenizer = loadTokenizer(tokenizerBytes)
+export const tokenizer = openTokenizer(tokenizerBytes, model.tokenizer)

@@ -12,8 +12,11 @@ describe('wrangler.toml', () => {
     const names = (config: typeof development) => ({
       vars: Object.keys(config.vars),
       secrets: config.secrets?.required,
-      kv: config.kv_namespaces.map((kv) => kv.binding),
-      objects: config.durable_objects.bindings.map(({ name, class_name }) => [name, class_name]),
+      kv: config.kv_namespaces.map((kv: { binding: string }) => kv.binding),
+      objects: config.durable_objects.bindings.map((object: { name: string; class_name: string }) => [
+        object.name,
+        object.class_name,
+      ]),
     })
     expect(names(production)).toEqual(names(development))
   })

@@ -19,7 +19,13 @@ type Body = Omit<OpenAI.ChatCompletionCreateParamsNonStreaming, 'messages' | 'mo
 const fresh = { headers: { 'cache-control': 'no-store' } }
 const ask = (question: string, more: Body = {}, options = {}) =>
   openai.chat.completions.create(
-    { model: 'tiny', messages: [{ role: 'user', content: question }], temperature: 0, max_tokens: 200, ...more },
+    {
+      model: 'tiny',
+      messages: [{ role: 'user', content: question }],
+      temperature: 0,
+      max_tokens: 200,
+      ...more,
+    },
     options,
   )
 const text = (answer: OpenAI.ChatCompletion) => answer.choices[0]?.message.content ?? ''
@@ -182,6 +188,7 @@ describe('a client that goes away', () => {
       abort.abort()
       await request.catch(() => 'aborted')
       await until('the engine has stopped', async () => (await running()) === 0, 2_000)
+      expect(await running()).toBe(0)
     }
   })
 })

@@ -106,6 +106,9 @@ function gatewayProgram(settings: Settings, secrets: Secrets, workerDir: string)
     ...secrets,
     ENVIRONMENT: 'development',
     BACKEND_URL: `http://127.0.0.1:${settings.backendPort}`,
+    ...(settings.devRequestsPerMinute === null
+      ? {}
+      : { DEV_REQUESTS_PER_MINUTE: String(settings.devRequestsPerMinute) }),
   }
   return {
     name: 'gateway',
@@ -120,7 +123,7 @@ function gatewayProgram(settings: Settings, secrets: Secrets, workerDir: string)
   }
 }
 
-function banner({ gatewayPort }: Settings, { DEV_KEY }: Secrets, cardFile: string): void {
+function banner({ gatewayPort }: Settings, { DEV_KEY, ADMIN_TOKEN }: Secrets, cardFile: string): void {
   const { id } = JSON.parse(readFileSync(cardFile, 'utf8')) as { id: string }
   const url = `http://localhost:${gatewayPort}/v1`
   const body = JSON.stringify({
@@ -129,8 +132,9 @@ function banner({ gatewayPort }: Settings, { DEV_KEY }: Secrets, cardFile: strin
     stream: true,
   })
   say(`
-  base URL  ${url}
-  API key   ${DEV_KEY}
+  base URL     ${url}
+  API key      ${DEV_KEY}
+  admin token  ${ADMIN_TOKEN}
 
   curl -N ${url}/chat/completions -H 'authorization: Bearer ${DEV_KEY}' -H 'content-type: application/json' -d '${body}'
 `)

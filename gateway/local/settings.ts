@@ -13,6 +13,8 @@ export interface Settings {
   devKey: string | null
   /** null: likewise. */
   adminToken: string | null
+  /** Of the development tenant; 0: none. null: what wrangler.toml says. */
+  devRequestsPerMinute: number | null
 }
 
 export const help = `npm start: the whole of qwen2-edge on this machine, gateway and backend.
@@ -22,6 +24,8 @@ export const help = `npm start: the whole of qwen2-edge on this machine, gateway
   GATEWAY_PORT           the API: http://localhost:8787/v1                                        [8787]
   BACKEND_PORT           the backend, for the gateway alone                                       [8788]
   QWEN_EDGE_DEV_KEY      the API key                                              [made once, then kept]
+  QWEN_EDGE_DEV_REQUESTS_PER_MINUTE
+                         that key's limit; 0: none                                                [6000]
   QWEN_EDGE_ADMIN_TOKEN  for /admin: tenants and keys                             [made once, then kept]
   QWEN_EDGE_STATE        folder for keys, limits and caches                                 [.qwen-edge]
   MODELS_DIR             folder for models fetched from the hub                      [.qwen-edge/models]
@@ -47,6 +51,7 @@ export function readSettings(env: NodeJS.ProcessEnv): Settings {
     stateDir: resolve(root, given('QWEN_EDGE_STATE') ?? '.qwen-edge'),
     devKey: given('QWEN_EDGE_DEV_KEY') ?? null,
     adminToken: given('QWEN_EDGE_ADMIN_TOKEN') ?? null,
+    devRequestsPerMinute: requestsPerMinute(given('QWEN_EDGE_DEV_REQUESTS_PER_MINUTE')),
   }
   if (settings.gatewayPort === settings.backendPort)
     throw new StartError(`GATEWAY_PORT and BACKEND_PORT are both ${settings.gatewayPort}: change one`)
@@ -55,6 +60,12 @@ export function readSettings(env: NodeJS.ProcessEnv): Settings {
     if (text !== null && !/^[\w.~+/=-]{1,256}$/.test(text))
       throw new StartError(`${name} must be 1 to 256 characters that a bearer token may have (RFC 6750)`)
   return settings
+}
+
+function requestsPerMinute(text: string | undefined): number | null {
+  if (text === undefined) return null
+  if (/^\d{1,9}$/.test(text)) return Number(text)
+  throw new StartError(`QWEN_EDGE_DEV_REQUESTS_PER_MINUTE=${text} is no whole number from 0 (no limit)`)
 }
 
 function port(env: NodeJS.ProcessEnv, name: string, fallback: number): number {

@@ -189,6 +189,7 @@ describe('a start that cannot succeed', () => {
     [{ GATEWAY_PORT: 'http' }, 'GATEWAY_PORT=http is no port'],
     [{ GATEWAY_PORT: '9000', BACKEND_PORT: '9000' }, 'both 9000'],
     [{ QWEN_EDGE_DEV_KEY: 'two words' }, 'QWEN_EDGE_DEV_KEY'],
+    [{ QWEN_EDGE_DEV_REQUESTS_PER_MINUTE: 'many' }, 'QWEN_EDGE_DEV_REQUESTS_PER_MINUTE=many'],
   ])('refuses %j', async (env, text) => {
     const { code, said } = await failedStart({ ...(await ports()), ...env })
     expect(code).toBe(1)
@@ -199,6 +200,7 @@ describe('a start that cannot succeed', () => {
 
 it('npm start -- --help lists the variables', () => {
   const text = execFileSync('node', ['gateway/local/main.ts', '--help'], { encoding: 'utf8' })
-  for (const name of ['MODEL', 'DEVICE', 'GATEWAY_PORT', 'BACKEND_PORT', 'QWEN_EDGE_DEV_KEY', 'HF_ENDPOINT'])
+  const names = 'MODEL DEVICE GATEWAY_PORT BACKEND_PORT QWEN_EDGE_DEV_KEY QWEN_EDGE_DEV_REQUESTS_PER_MINUTE'
+  for (const name of [...names.split(' '), 'QWEN_EDGE_ADMIN_TOKEN', 'HF_ENDPOINT'])
     expect(text).toContain(name)
 })

@@ -82,12 +82,13 @@ export interface Engine {
   submit(request: EngineRequest, onEvent: (event: EngineEvent) => void): number
   /** Idempotent; the request still gets its final 'finish' with exact usage. */
   cancel(handle: number): void
+  /** After close(): the last ones. */
   stats(): EngineStats
   /** Throws IntegrityError when a block of the prefix cache is lost; waits for the step under way. */
   checkIntegrity(): void
   /** Logits of every token, [tokens][vocabSize], prefilled in chunks; for oracles, it holds up the event loop. */
   logits(tokenIds: Uint32Array, chunk?: number): Float32Array
-  /** Cancels what runs, hands out the last events, then resolves. */
+  /** Cancels what runs, hands out the last events, gives back all memory, then resolves. */
   close(): Promise<void>
 }
 
@@ -168,6 +169,8 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
     if (handlers.size === 0) native.keepAlive(false)
   }
 
+  let closing: Promise<void> | undefined
+  let stats = native.stats()
   return {
     model: describe(checkpoint, native),
     submit(request, onEvent) {
@@ -176,13 +179,18 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
       handlers.set(handle, onEvent)
       return handle
     },
-    cancel: (handle) => native.cancel(handle),
-    stats: () => native.stats(),
+    cancel(handle) {
+      if (closing === undefined) native.cancel(handle)
+    },
+    stats: () => (closing === undefined ? (stats = native.stats()) : stats),
     checkIntegrity: () => attempt(() => native.checkIntegrity()),
     logits: (tokenIds, chunk = 512) => attempt(() => native.logits(tokenIds, chunk)),
-    async close() {
-      await native.close()
-      deliver()
+    close() {
+      if (closing === undefined) {
+        stats = native.stats()
+        closing = native.close().then(deliver)
+      }
+      return closing
     },
   }
 }

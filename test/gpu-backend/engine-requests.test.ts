@@ -136,7 +136,10 @@ describe('close()', () => {
     await closing.close()
     expect((await answer).finish.reason).toBe('cancelled')
     expect(() => submit(closing, prompt)).toThrow('closed')
-    await closing.close()
+    closing.cancel(1)
+    expect(closing.stats().blocksTotal).toBeGreaterThan(0)
+    expect(() => closing.checkIntegrity()).toThrow('closed')
+    await Promise.all([closing.close(), closing.close()])
   })
 
   it('is not needed for Node to exit, and a request under way keeps it alive', () => {

@@ -20,12 +20,18 @@ namespace {
 
 const char* name_of(ErrorCode code) {
   switch (code) {
-    case ErrorCode::checkpoint: return "CheckpointError";
-    case ErrorCode::invalid_request: return "InvalidRequestError";
-    case ErrorCode::queue_full: return "QueueFullError";
-    case ErrorCode::closed: return "EngineClosedError";
-    case ErrorCode::integrity: return "IntegrityError";
-    case ErrorCode::internal: return "EngineError";
+    case ErrorCode::checkpoint:
+      return "CheckpointError";
+    case ErrorCode::invalid_request:
+      return "InvalidRequestError";
+    case ErrorCode::queue_full:
+      return "QueueFullError";
+    case ErrorCode::closed:
+      return "EngineClosedError";
+    case ErrorCode::integrity:
+      return "IntegrityError";
+    case ErrorCode::internal:
+      return "EngineError";
   }
   return "EngineError";
 }
@@ -57,13 +63,33 @@ struct Runtime {
   std::shared_ptr<Mailbox> mailbox = std::make_shared<Mailbox>();
   Napi::ThreadSafeFunction wake;
   std::unique_ptr<Engine> engine;
-  bool released = false;
+  bool closing = false, released = false;
 
+  ~Runtime() { shut(); }
+
+  /** Joins the engine's thread and gives back weights and KV. */
   void shut() {
-    if (engine) engine->close();
+    engine.reset();
     if (!released) wake.Release();
     released = true;
   }
+};
+
+/** Waits for the engine's thread. */
+class Joining : public Napi::AsyncWorker {
+ public:
+  Joining(Napi::Env env, std::shared_ptr<Runtime> runtime)
+      : Napi::AsyncWorker(env), done_(Napi::Promise::Deferred::New(env)), runtime_(std::move(runtime)) {}
+  Napi::Promise promise() { return done_.Promise(); }
+  void Execute() override { runtime_->engine->close(); }
+  void OnOK() override {
+    runtime_->shut();
+    done_.Resolve(Env().Undefined());
+  }
+
+ private:
+  Napi::Promise::Deferred done_;
+  std::shared_ptr<Runtime> runtime_;
 };
 
 class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
@@ -71,16 +97,14 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
   static Napi::FunctionReference constructor;
 
   static void define(Napi::Env env) {
-    Napi::Function type = DefineClass(env, "NativeEngine",
-                                      {InstanceMethod<&NativeEngine::submit>("submit"),
-                                       InstanceMethod<&NativeEngine::cancel>("cancel"),
-                                       InstanceMethod<&NativeEngine::drain>("drain"),
-                                       InstanceMethod<&NativeEngine::keep_alive>("keepAlive"),
-                                       InstanceMethod<&NativeEngine::stats>("stats"),
-                                       InstanceMethod<&NativeEngine::info>("info"),
-                                       InstanceMethod<&NativeEngine::logits>("logits"),
-                                       InstanceMethod<&NativeEngine::check_integrity>("checkIntegrity"),
-                                       InstanceMethod<&NativeEngine::close>("close")});
+    Napi::Function type = DefineClass(
+        env, "NativeEngine",
+        {InstanceMethod<&NativeEngine::submit>("submit"), InstanceMethod<&NativeEngine::cancel>("cancel"),
+         InstanceMethod<&NativeEngine::drain>("drain"), InstanceMethod<&NativeEngine::keep_alive>("keepAlive"),
+         InstanceMethod<&NativeEngine::stats>("stats"), InstanceMethod<&NativeEngine::info>("info"),
+         InstanceMethod<&NativeEngine::logits>("logits"),
+         InstanceMethod<&NativeEngine::check_integrity>("checkIntegrity"),
+         InstanceMethod<&NativeEngine::close>("close")});
     constructor = Napi::Persistent(type);
     constructor.SuppressDestruct();
   }
@@ -89,7 +113,9 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
     if (info.Length() != 1 || !info[0].IsExternal()) throw Napi::TypeError::New(info.Env(), "use openEngine()");
     runtime_ = *info[0].As<Napi::External<std::shared_ptr<Runtime>>>().Data();
     // Runs before the thread-safe function dies with the environment, as hooks run last in, first out.
-    info.Env().AddCleanupHook([runtime = runtime_] { runtime->shut(); });
+    info.Env().AddCleanupHook([weak = std::weak_ptr(runtime_)] {
+      if (const auto runtime = weak.lock()) runtime->shut();
+    });
   }
 
  private:
@@ -100,8 +126,10 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
     });
   }
   Napi::Value cancel(const Napi::CallbackInfo& info) {
-    engine().cancel(info[0].ToNumber().Uint32Value());
-    return info.Env().Undefined();
+    return guarded(info, [&] {
+      engine().cancel(info[0].ToNumber().Uint32Value());
+      return info.Env().Undefined();
+    });
   }
   Napi::Value keep_alive(const Napi::CallbackInfo& info) {
     if (runtime_->released) return info.Env().Undefined();
@@ -125,7 +153,7 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
     return result;
   }
   Napi::Value stats(const Napi::CallbackInfo& info) {
-    const EngineStats stats = engine().stats();
+    const EngineStats stats = guarded(info, [&] { return engine().stats(); });
     Napi::Object result = Napi::Object::New(info.Env());
     const auto set = [&](const char* name, auto value) { result.Set(name, static_cast<double>(value)); };
     set("blocksTotal", stats.blocks_total), set("blocksFree", stats.blocks_free);
@@ -161,29 +189,21 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
       return info.Env().Undefined();
     });
   }
-  /** Joins on another thread, since a step may take a while. */
+  /** Joins on another thread, since a step may take a while. To be called once; engine.ts sees to that. */
   Napi::Value close(const Napi::CallbackInfo& info) {
-    class Joining : public Napi::AsyncWorker {
-     public:
-      Joining(Napi::Env env, std::shared_ptr<Runtime> runtime)
-          : Napi::AsyncWorker(env), done_(Napi::Promise::Deferred::New(env)), runtime_(std::move(runtime)) {}
-      Napi::Promise promise() { return done_.Promise(); }
-      void Execute() override { runtime_->engine->close(); }
-      void OnOK() override {
-        runtime_->shut();
-        done_.Resolve(Env().Undefined());
-      }
-
-     private:
-      Napi::Promise::Deferred done_;
-      std::shared_ptr<Runtime> runtime_;
-    };
-    auto* worker = new Joining(info.Env(), runtime_);  // AsyncWorker deletes itself
-    worker->Queue();
-    return worker->promise();
+    return guarded(info, [&]() -> Napi::Value {
+      if (runtime_->closing || !runtime_->engine) throw Error(ErrorCode::closed, "the engine is closed");
+      runtime_->closing = true;
+      auto* worker = new Joining(info.Env(), runtime_);  // AsyncWorker deletes itself
+      worker->Queue();
+      return worker->promise();
+    });
   }
 
-  Engine& engine() { return *runtime_->engine; }
+  Engine& engine() {
+    if (!runtime_->engine) throw Error(ErrorCode::closed, "the engine is closed");
+    return *runtime_->engine;
+  }
 
   std::shared_ptr<Runtime> runtime_;
 };
@@ -249,8 +269,7 @@ Napi::Value read_bandwidth(const Napi::CallbackInfo& info) {
 
 Napi::Value kernel_levels(const Napi::CallbackInfo& info) {
   Napi::Array names = Napi::Array::New(info.Env());
-  for (const cpu::Kernels* kernels : cpu::available_kernels())
-    names.Set(names.Length(), std::string(kernels->level));
+  for (const cpu::Kernels* kernels : cpu::available_kernels()) names.Set(names.Length(), std::string(kernels->level));
   return names;
 }
 

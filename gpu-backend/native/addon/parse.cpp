@@ -133,7 +133,8 @@ Request parse_request(const Napi::Object& object) {
   sampling.presence_penalty = number(object, "presencePenalty");
   sampling.frequency_penalty = number(object, "frequencyPenalty");
   // Any whole number is a seed; negative ones wrap.
-  sampling.seed = static_cast<std::uint64_t>(static_cast<std::int64_t>(std::clamp(number(object, "seed"), -0x1p53, 0x1p53)));
+  sampling.seed =
+      static_cast<std::uint64_t>(static_cast<std::int64_t>(std::clamp(number(object, "seed"), -0x1p53, 0x1p53)));
   sampling.max_tokens = whole(object, "maxTokens");
   sampling.min_tokens = whole(object, "minTokens");
   sampling.stop = tokens(object, "stop");

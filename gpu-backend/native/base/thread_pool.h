@@ -32,7 +32,8 @@ class ThreadPool {
   template <class Work>
   void for_each(std::size_t count, Work&& work) {
     using Plain = std::remove_reference_t<Work>;
-    run(count, [](void* context, std::size_t index) { (*static_cast<Plain*>(context))(index); },
+    run(
+        count, [](void* context, std::size_t index) { (*static_cast<Plain*>(context))(index); },
         const_cast<void*>(static_cast<const void*>(&work)));
   }
 

@@ -93,9 +93,9 @@ class PrefixCache {
 
   BlockPool pool_;
   Hash root_;
-  std::vector<Slot> slots_;                                 // [blocks]
+  std::vector<Slot> slots_;  // [blocks]
   std::unordered_map<Hash, BlockId, HashOfHash> by_name_;
-  std::list<BlockId> idle_;                                 // longest idle first
+  std::list<BlockId> idle_;  // longest idle first
   Counters counters_;
 };
 

@@ -37,12 +37,15 @@ void check_range(const MappedFile& file, const TableEntry& entry) {
       refuse(file.path(), entry.name, concat("shape ", show(entry.shape), " overflows"));
     bytes *= dim;
   }
-  if (entry.begin > entry.end) refuse(file.path(), entry.name, concat("begins at ", entry.begin, ", after its end ", entry.end));
+  if (entry.begin > entry.end)
+    refuse(file.path(), entry.name, concat("begins at ", entry.begin, ", after its end ", entry.end));
   if (entry.end > file.size())
-    refuse(file.path(), entry.name, concat("ends at byte ", entry.end, " of a file of ", file.size(), " bytes (truncated?)"));
+    refuse(file.path(), entry.name,
+           concat("ends at byte ", entry.end, " of a file of ", file.size(), " bytes (truncated?)"));
   if (entry.end - entry.begin != bytes)
     refuse(file.path(), entry.name,
-           concat("holds ", entry.end - entry.begin, " bytes, but ", entry.dtype, " ", show(entry.shape), " needs ", bytes));
+           concat("holds ", entry.end - entry.begin, " bytes, but ", entry.dtype, " ", show(entry.shape), " needs ",
+                  bytes));
 }
 
 }  // namespace
@@ -53,10 +56,10 @@ Checkpoint::Checkpoint(const std::vector<std::string>& files, const std::vector<
 
   std::vector<const TableEntry*> order;
   for (const TableEntry& entry : table) {
-    if (entry.file >= files_.size()) throw Error(ErrorCode::checkpoint, concat("tensor ", entry.name, ": no such file"));
+    if (entry.file >= files_.size())
+      throw Error(ErrorCode::checkpoint, concat("tensor ", entry.name, ": no such file"));
     check_range(files_[entry.file], entry);
-    if (!entries_.emplace(entry.name, entry).second)
-      refuse(files_[entry.file].path(), entry.name, "appears twice");
+    if (!entries_.emplace(entry.name, entry).second) refuse(files_[entry.file].path(), entry.name, "appears twice");
     bytes_ += entry.end - entry.begin;
     if (entry.begin < entry.end) order.push_back(&entry);
   }
@@ -100,9 +103,12 @@ bool all_finite(const std::byte* data, DType dtype, std::size_t count) {
     return bad == 0;
   };
   switch (dtype) {
-    case DType::f32: return scan(std::uint32_t{0x7f800000});
-    case DType::f16: return scan(std::uint16_t{0x7c00});
-    case DType::bf16: return scan(std::uint16_t{0x7f80});
+    case DType::f32:
+      return scan(std::uint32_t{0x7f800000});
+    case DType::f16:
+      return scan(std::uint16_t{0x7c00});
+    case DType::bf16:
+      return scan(std::uint16_t{0x7f80});
   }
   return false;
 }

@@ -16,7 +16,7 @@ namespace qe {
 /** One row of the tensor table that TypeScript reads from the safetensors headers; nothing in it is trusted. */
 struct TableEntry {
   std::string name;
-  std::string dtype;                 // as the header says it: "BF16", "F16", "F32", ...
+  std::string dtype;  // as the header says it: "BF16", "F16", "F32", ...
   std::vector<std::uint64_t> shape;
   std::size_t file = 0;              // index into the list of files
   std::uint64_t begin = 0, end = 0;  // bytes from the start of the file

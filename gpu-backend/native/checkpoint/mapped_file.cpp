@@ -16,7 +16,7 @@ namespace qe {
 MappedFile::MappedFile(const std::string& path) : path_(path) {
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file < 0) throw Error(ErrorCode::checkpoint, concat(path, ": cannot open: ", std::strerror(errno)));
-  struct stat status {};
+  struct stat status{};
   const bool regular = fstat(file, &status) == 0 && S_ISREG(status.st_mode);
   if (!regular || status.st_size <= 0) {
     close(file);

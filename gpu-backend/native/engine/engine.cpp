@@ -114,7 +114,8 @@ void Engine::loop() {
     {
       std::unique_lock lock(mutex_);
       if (generations_.empty())
-        wake_.wait(lock, [this] { return closing_ || !incoming_.empty() || !cancelled_.empty() || !commands_.empty(); });
+        wake_.wait(lock,
+                   [this] { return closing_ || !incoming_.empty() || !cancelled_.empty() || !commands_.empty(); });
       if (closing_) break;
     }
     try {
@@ -220,7 +221,8 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
   const Clock::time_point now = Clock::now();
   const bool admitted = sequence.cached.has_value();
   const bool begun = admitted && sequence.first_token != Clock::time_point{};
-  FinishEvent event{sequence.handle, reason, sequence.prompt, sequence.cached.value_or(0), sequence.generated(), 0, 0, 0};
+  FinishEvent event{
+      sequence.handle, reason, sequence.prompt, sequence.cached.value_or(0), sequence.generated(), 0, 0, 0};
   event.queue_ms = milliseconds(sequence.submitted, admitted ? sequence.admitted : now);
   if (admitted) event.prefill_ms = milliseconds(sequence.admitted, begun ? sequence.first_token : now);
   if (begun) event.decode_ms = milliseconds(sequence.first_token, now);
@@ -279,7 +281,9 @@ std::vector<float> Engine::logits(std::span<const TokenId> tokens, std::size_t c
   std::vector<float> all;
   run_between_steps([&] {
     std::vector<BlockId> blocks;
-    const auto give_back = [&] { for (const BlockId block : blocks) cache_.release(block); };
+    const auto give_back = [&] {
+      for (const BlockId block : blocks) cache_.release(block);
+    };
     try {
       while (blocks.size() < div_up(tokens.size(), kBlockSize)) {
         const auto block = cache_.allocate();

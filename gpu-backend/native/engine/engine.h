@@ -19,8 +19,8 @@
 namespace qe {
 
 struct EngineOptions {
-  std::size_t kv_bytes = 0;      // memory for keys and values
-  std::size_t queue_max = 256;   // requests that may wait
+  std::size_t kv_bytes = 0;     // memory for keys and values
+  std::size_t queue_max = 256;  // requests that may wait
   SchedulerLimits limits;
   std::string identity;          // the weights' revision: part of every prefix's name
   bool check_when_idle = false;  // check_integrity() whenever the last request has ended
@@ -64,13 +64,15 @@ class Engine {
   std::uint32_t submit(Request request);
   /** Ends the request within one step; a handle that is unknown or done is ignored. */
   void cancel(std::uint32_t handle);
-  /** Cancels everything, hands out the last events and waits for the thread to end. Idempotent, one caller at a time. */
+  /** Cancels everything, hands out the last events and waits for the thread to end. Idempotent, one caller at a time.
+   */
   void close();
 
   [[nodiscard]] EngineStats stats() const;
   /** Between two steps: throws Error(integrity) if a block is lost or an index disagrees. */
   void check_integrity();
-  /** Logits of every token of a prompt, [tokens][vocab], computed in chunks of `chunk` beside the cache. For oracles. */
+  /** Logits of every token of a prompt, [tokens][vocab], computed in chunks of `chunk` beside the cache. For oracles.
+   */
   std::vector<float> logits(std::span<const TokenId> tokens, std::size_t chunk);
 
   [[nodiscard]] const Ops& ops() const { return *ops_; }

@@ -21,7 +21,7 @@ struct TokenEvent {
 struct FinishEvent {
   std::uint32_t handle;
   FinishReason reason;
-  std::size_t prompt, cached, completion;   // tokens; the stop token is neither emitted nor counted
+  std::size_t prompt, cached, completion;  // tokens; the stop token is neither emitted nor counted
   double queue_ms, prefill_ms, decode_ms;
 };
 

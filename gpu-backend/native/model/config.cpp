@@ -30,7 +30,8 @@ std::vector<float> ModelConfig::rope_frequencies() const {
   std::vector<float> frequencies(head_dim / 2);
   for (std::size_t i = 0; i < frequencies.size(); ++i) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
-    frequencies[i] = 1.0f / static_cast<float>(std::pow(static_cast<double>(rope_theta), static_cast<double>(exponent)));
+    frequencies[i] =
+        1.0f / static_cast<float>(std::pow(static_cast<double>(rope_theta), static_cast<double>(exponent)));
   }
   return frequencies;
 }

@@ -43,11 +43,11 @@ class Qwen2 {
   Weight embedding_, head_;  // [vocab][hidden]
   Buffer final_norm_;        // [hidden]
   std::vector<Layer> layers_;
-  Buffer x_, normed_;        // [rows_max][hidden]
-  Buffer q_, attended_;      // [rows_max][heads * dim]
-  Buffer k_, v_;             // [rows_max][kv * dim]
-  Buffer gate_, up_;         // [rows_max][intermediate]
-  Buffer logits_;            // [rows that want logits, grown on demand][vocab]
+  Buffer x_, normed_;    // [rows_max][hidden]
+  Buffer q_, attended_;  // [rows_max][heads * dim]
+  Buffer k_, v_;         // [rows_max][kv * dim]
+  Buffer gate_, up_;     // [rows_max][intermediate]
+  Buffer logits_;        // [rows that want logits, grown on demand][vocab]
   std::size_t logit_rows_ = 0;
 };
 

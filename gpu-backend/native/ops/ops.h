@@ -25,16 +25,16 @@ using Buffer = std::shared_ptr<float[]>;
 
 /** Consecutive tokens of one sequence inside a batch. */
 struct BatchSlice {
-  std::size_t row = 0;       // first row in the batch
-  std::size_t count = 0;     // rows
-  std::size_t position = 0;  // of the first row in its sequence
+  std::size_t row = 0;              // first row in the batch
+  std::size_t count = 0;            // rows
+  std::size_t position = 0;         // of the first row in its sequence
   std::span<const BlockId> blocks;  // the sequence's block table, long enough for position + count tokens
 };
 
 /** What one step computes: rows of tokens, grouped by sequence. */
 struct Batch {
-  std::vector<TokenId> tokens;          // [rows]
-  std::vector<std::size_t> positions;   // [rows]
+  std::vector<TokenId> tokens;         // [rows]
+  std::vector<std::size_t> positions;  // [rows]
   std::vector<BatchSlice> slices;
   std::vector<std::size_t> logit_rows;  // rows whose logits are wanted, ascending
 

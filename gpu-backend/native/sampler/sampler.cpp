@@ -17,7 +17,9 @@ constexpr double kNegligible = -40;  // e^-40: a whole vocabulary of such tokens
 std::vector<TokenId> best(std::span<const float> logits, std::size_t count) {
   std::vector<TokenId> ids(logits.size());
   std::iota(ids.begin(), ids.end(), TokenId{0});
-  const auto ranks_before = [&](TokenId a, TokenId b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
+  const auto ranks_before = [&](TokenId a, TokenId b) {
+    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  };
   count = std::min(count, ids.size());
   if (count < ids.size()) {
     std::nth_element(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(count), ids.end(), ranks_before);

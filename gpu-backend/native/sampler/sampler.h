@@ -21,10 +21,10 @@ struct SamplingParams {
   double frequency_penalty = 0;   // over output
   std::uint64_t seed = 0;
   std::size_t max_tokens = 1;
-  std::size_t min_tokens = 0;     // stop ids are impossible before so many
-  std::vector<TokenId> stop;      // ids that end the answer
+  std::size_t min_tokens = 0;  // stop ids are impossible before so many
+  std::vector<TokenId> stop;   // ids that end the answer
   std::vector<std::pair<TokenId, float>> logit_bias;
-  int logprobs = -1;              // -1: none; else how many alternatives
+  int logprobs = -1;  // -1: none; else how many alternatives
 };
 
 struct TokenLogprob {
@@ -44,9 +44,9 @@ struct Sampled {
  * Order: logit bias; repetition penalty (divides positive, multiplies negative logits of tokens seen); presence and
  * frequency penalties; stop ids out while fewer than min_tokens; temperature; top_k; top_p (the smallest set of most
  * likely tokens whose mass reaches it, renormalised after top_k); min_p; then one draw by inverse distribution (most
- * likely first; by id when neither top_k nor top_p cuts) with the uniform number of (seed, position). That is the order of transformers' processors.
- * Log-probabilities are those of the model, before all of it. Equal logits rank by id, so a draw is reproducible.
- * The sum over the vocabulary is in double precision and skips tokens below e^-40 of the best.
+ * likely first; by id when neither top_k nor top_p cuts) with the uniform number of (seed, position). That is the order
+ * of transformers' processors. Log-probabilities are those of the model, before all of it. Equal logits rank by id, so
+ * a draw is reproducible. The sum over the vocabulary is in double precision and skips tokens below e^-40 of the best.
  */
 class Sampler {
  public:

@@ -51,7 +51,8 @@ std::vector<Slice> Scheduler::schedule() {
     }
     std::size_t count = std::min(budget, sequence->remaining());
     // A chunk that is not the last ends on a block's edge, where the next one may go on from the cache.
-    if (const std::size_t over = (sequence->computed + count) % kBlockSize; count < sequence->remaining() && over < count)
+    if (const std::size_t over = (sequence->computed + count) % kBlockSize;
+        count < sequence->remaining() && over < count)
       count -= over;
     if (!reserve(*sequence, count, plan)) continue;
     plan.push_back({sequence, sequence->computed, count});
@@ -68,8 +69,7 @@ bool Scheduler::admit() {
   const std::size_t adopted = adopt_cached(next);
   const std::size_t wanted = div_up(next.tokens.size(), kBlockSize) - next.blocks.size();
   // One block to spare for each sequence that runs: admitting must not lead straight to preempting.
-  while (running_.size() >= limits_.batch ||
-         (!running_.empty() && wanted + running_.size() > cache_.available())) {
+  while (running_.size() >= limits_.batch || (!running_.empty() && wanted + running_.size() > cache_.available())) {
     if (running_.back()->priority >= next.priority) {
       release_blocks(next);
       return false;

@@ -18,9 +18,9 @@ struct Slice {
 };
 
 struct SchedulerLimits {
-  std::size_t batch = 64;           // sequences running at once
-  std::size_t chunk = 512;          // prefill tokens in a step with nothing else to do
-  std::size_t chunk_beside = 64;    // prefill tokens in a step that also decodes
+  std::size_t batch = 64;         // sequences running at once
+  std::size_t chunk = 512;        // prefill tokens in a step with nothing else to do
+  std::size_t chunk_beside = 64;  // prefill tokens in a step that also decodes
 };
 
 /**

@@ -26,10 +26,10 @@ struct Sequence {
   std::uint64_t arrival = 0;      // breaks ties
   std::optional<Clock::time_point> deadline;
 
-  std::size_t computed = 0;     // tokens whose keys and values are in `blocks`
-  std::size_t published = 0;    // leading blocks offered to the prefix cache
-  std::vector<BlockId> blocks;  // [ceil(computed / 16)] or more
-  std::vector<Hash> names;      // chain hashes of the leading full blocks, filled as needed
+  std::size_t computed = 0;           // tokens whose keys and values are in `blocks`
+  std::size_t published = 0;          // leading blocks offered to the prefix cache
+  std::vector<BlockId> blocks;        // [ceil(computed / 16)] or more
+  std::vector<Hash> names;            // chain hashes of the leading full blocks, filled as needed
   std::optional<std::size_t> cached;  // prompt tokens found in the cache before any preemption
   bool preempted = false;
 

@@ -32,7 +32,10 @@ TEST("sha256: any split of the input gives the same hash") {
   for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(i * 7);
   const qe::Hash whole = qe::Sha256().update(text).finish();
   for (std::size_t cut = 0; cut <= text.size(); ++cut)
-    CHECK(qe::Sha256().update(std::string_view(text).substr(0, cut)).update(std::string_view(text).substr(cut)).finish() == whole);
+    CHECK(qe::Sha256()
+              .update(std::string_view(text).substr(0, cut))
+              .update(std::string_view(text).substr(cut))
+              .finish() == whole);
 }
 
 TEST("philox: Random123's known answers") {

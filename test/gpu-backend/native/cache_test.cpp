@@ -25,7 +25,8 @@ TEST("prefix cache: names depend on tokens, order, parent, salt and identity") {
   CHECK(a.root() != b.root());
   CHECK(PrefixCache::chain(a.root(), one) != PrefixCache::chain(b.root(), one));
   CHECK(PrefixCache::chain(a.root(), one) != PrefixCache::chain(a.root(), two));
-  CHECK(PrefixCache::chain(PrefixCache::chain(a.root(), one), two) != PrefixCache::chain(PrefixCache::chain(a.root(), two), one));
+  CHECK(PrefixCache::chain(PrefixCache::chain(a.root(), one), two) !=
+        PrefixCache::chain(PrefixCache::chain(a.root(), two), one));
   CHECK(PrefixCache::salted(a.root(), "x") != PrefixCache::salted(a.root(), "y"));
   CHECK(PrefixCache::salted(a.root(), "") != a.root());
 }
@@ -95,8 +96,8 @@ TEST("prefix cache: random work against a plain model") {
   constexpr std::size_t kBlocks = 12;
   PrefixCache cache(kBlocks, "");
   std::vector<std::uint32_t> holders(kBlocks, 0);
-  std::map<unsigned, BlockId> named;          // content -> block
-  std::vector<BlockId> idle;                  // longest idle first
+  std::map<unsigned, BlockId> named;  // content -> block
+  std::vector<BlockId> idle;          // longest idle first
   const auto content_of = [&](BlockId block) {
     return std::ranges::find_if(named, [&](const auto& pair) { return pair.second == block; });
   };

@@ -50,13 +50,13 @@ std::string thrown(Body&& body) {
 
 #define CHECK_JOIN2(a, b) a##b
 #define CHECK_JOIN(a, b) CHECK_JOIN2(a, b)
-#define TEST(name)                                                                             \
-  static void CHECK_JOIN(test_, __LINE__)();                                                   \
+#define TEST(name)                                                                                 \
+  static void CHECK_JOIN(test_, __LINE__)();                                                       \
   static const check::Register CHECK_JOIN(register_, __LINE__)(name, CHECK_JOIN(test_, __LINE__)); \
   static void CHECK_JOIN(test_, __LINE__)()
 #define CHECK(condition, ...) check::that(static_cast<bool>(condition), #condition, __FILE__, __LINE__, ##__VA_ARGS__)
-#define CHECK_THROWS(part, body)                                                                      \
-  do {                                                                                                \
-    const std::string message = check::thrown([&] { static_cast<void>(body); });                                         \
+#define CHECK_THROWS(part, body)                                                                        \
+  do {                                                                                                  \
+    const std::string message = check::thrown([&] { static_cast<void>(body); });                        \
     check::that(message.find(part) != std::string::npos, "throws " #part, __FILE__, __LINE__, message); \
   } while (false)

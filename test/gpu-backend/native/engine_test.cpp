@@ -43,7 +43,8 @@ class Bench {
 
   Answer wait(std::uint32_t handle) {
     std::unique_lock lock(mutex_);
-    CHECK(changed_.wait_for(lock, std::chrono::seconds(60), [&] { return ended(handle); }), concat("no end of ", handle));
+    CHECK(changed_.wait_for(lock, std::chrono::seconds(60), [&] { return ended(handle); }),
+          concat("no end of ", handle));
     return answers_[handle];
   }
   Answer ask(Request request) { return wait(engine_->submit(std::move(request))); }
@@ -78,7 +79,8 @@ Request request_of(std::mt19937& random, std::size_t longest) {
   Request request;
   const unsigned family = static_cast<unsigned>(random() % 4);
   const std::size_t length = 1 + random() % longest;
-  for (std::size_t i = 0; i < length; ++i) request.tokens.push_back(static_cast<TokenId>((family * 31 + i * i * 7 + i) % 97));
+  for (std::size_t i = 0; i < length; ++i)
+    request.tokens.push_back(static_cast<TokenId>((family * 31 + i * i * 7 + i) % 97));
   request.sampling.temperature = random() % 2 == 0 ? 0 : 1.0;
   request.sampling.top_k = random() % 2 == 0 ? 0 : 10;
   request.sampling.seed = family;

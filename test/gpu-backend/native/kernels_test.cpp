@@ -66,13 +66,15 @@ void check_near(const Floats& got, const std::vector<double>& want, double toler
     worst = std::max(worst, std::abs(static_cast<double>(got[i]) - want[i]));
     norm = std::max(norm, std::abs(want[i]));
   }
-  CHECK(got.size() == want.size() && worst <= tolerance * std::max(norm, 1e-30), where + qe::concat(": error ", worst, " of ", norm));
+  CHECK(got.size() == want.size() && worst <= tolerance * std::max(norm, 1e-30),
+        where + qe::concat(": error ", worst, " of ", norm));
 }
 
 TEST("kernels: matmul against the reference, all formats, odd sizes, bias and accumulation") {
   for (const Kernels* kernels : available_kernels())
     for (const Format format : {Format::f32, Format::f16, Format::bf16})
-      for (const auto& [in, out] : {std::pair<std::size_t, std::size_t>{1, 1}, {15, 3}, {16, 4}, {64, 13}, {100, 7}, {896, 33}})
+      for (const auto& [in, out] :
+           {std::pair<std::size_t, std::size_t>{1, 1}, {15, 3}, {16, 4}, {64, 13}, {100, 7}, {896, 33}})
         for (const std::size_t rows : {1, 2, 3, 5, 6, 7, 8, 13, 70}) {
           const Stored w = store(noise(in * out, 1), format);
           const Floats x = noise(rows * in, 2), bias = noise(out, 3), before = noise(rows * out, 4);
@@ -104,7 +106,8 @@ TEST("kernels: a row of a matmul has the same bits alone, among others, and howe
         kernels->matmul({x.data() + m * in, 1, in}, one, cut, out);
         kernels->matmul({x.data() + m * in, 1, in}, one, 0, cut);
       }
-      CHECK(std::memcmp(together.data(), alone.data(), together.size() * sizeof(float)) == 0, std::string(kernels->level));
+      CHECK(std::memcmp(together.data(), alone.data(), together.size() * sizeof(float)) == 0,
+            std::string(kernels->level));
     }
 }
 
@@ -138,16 +141,27 @@ struct Paged {
   AttentionTile tile(const Floats& q, Floats& out, std::size_t head, std::size_t group, std::size_t row,
                      std::size_t rows) const {
     const std::size_t stride = kv_heads * group * dim, at = row * stride + head * group * dim;
-    return {.q = q.data() + at, .out = out.data() + at, .keys = keys.data() + head * dim * 16,
-            .values = values.data() + head * 16 * padded, .blocks = blocks.data(), .rows = rows, .position = row,
-            .q_stride = stride, .group = group, .head_dim = dim, .padded = padded, .key_block = kv_heads * dim * 16,
-            .value_block = kv_heads * 16 * padded, .scale = 1 / std::sqrt(static_cast<float>(dim))};
+    return {.q = q.data() + at,
+            .out = out.data() + at,
+            .keys = keys.data() + head * dim * 16,
+            .values = values.data() + head * 16 * padded,
+            .blocks = blocks.data(),
+            .rows = rows,
+            .position = row,
+            .q_stride = stride,
+            .group = group,
+            .head_dim = dim,
+            .padded = padded,
+            .key_block = kv_heads * dim * 16,
+            .value_block = kv_heads * 16 * padded,
+            .scale = 1 / std::sqrt(static_cast<float>(dim))};
   }
 };
 
 TEST("kernels: attention against the reference, with the same bits for tiles of one row and of four") {
   for (const Kernels* kernels : available_kernels())
-    for (const auto& [kv_heads, group, dim] : {std::tuple<std::size_t, std::size_t, std::size_t>{2, 7, 64}, {1, 1, 16}, {2, 3, 20}, {1, 6, 128}})
+    for (const auto& [kv_heads, group, dim] :
+         {std::tuple<std::size_t, std::size_t, std::size_t>{2, 7, 64}, {1, 1, 16}, {2, 3, 20}, {1, 6, 128}})
       for (const std::size_t length : {1, 15, 16, 17, 255, 256, 257, 600}) {
         const Paged cache(kv_heads, dim, length);
         const std::size_t stride = kv_heads * group * dim;
@@ -157,7 +171,8 @@ TEST("kernels: attention against the reference, with the same bits for tiles of 
         Floats scratch(attention_scratch(group, cache.padded));
         for (std::size_t h = 0; h < kv_heads; ++h) {
           for (std::size_t row = 0; row < length; row += 4)
-            kernels->attention(cache.tile(q, fours, h, group, row, std::min<std::size_t>(4, length - row)), scratch.data());
+            kernels->attention(cache.tile(q, fours, h, group, row, std::min<std::size_t>(4, length - row)),
+                               scratch.data());
           for (std::size_t row = 0; row < length; ++row)
             kernels->attention(cache.tile(q, ones, h, group, row, 1), scratch.data());
           for (std::size_t row = length > 40 ? length - 40 : 0; row < length; ++row)
@@ -167,12 +182,14 @@ TEST("kernels: attention against the reference, with the same bits for tiles of 
               double total = 0;
               for (std::size_t t = 0; t <= row; ++t) {
                 double score = 0;
-                for (std::size_t d = 0; d < dim; ++d) score += double{query[d]} * double{cache.k[(t * kv_heads + h) * dim + d]};
+                for (std::size_t d = 0; d < dim; ++d)
+                  score += double{query[d]} * double{cache.k[(t * kv_heads + h) * dim + d]};
                 total += weight[t] = std::exp(score / std::sqrt(static_cast<double>(dim)));
               }
               for (std::size_t d = 0; d < dim; ++d) {
                 double sum = 0;
-                for (std::size_t t = 0; t <= row; ++t) sum += weight[t] / total * double{cache.v[(t * kv_heads + h) * dim + d]};
+                for (std::size_t t = 0; t <= row; ++t)
+                  sum += weight[t] / total * double{cache.v[(t * kv_heads + h) * dim + d]};
                 want[row * stride + (h * group + g) * dim + d] = sum;
               }
             }

@@ -85,7 +85,8 @@ TEST("sampler: every option, alone and together, picks what the plain reference 
     p.min_tokens = random() % 6;
     for (std::size_t i = random() % 3; i > 0; --i) p.stop.push_back(any());
     if (vocab < 4) p.stop.clear();
-    for (std::size_t i = random() % 3; i > 0; --i) p.logit_bias.emplace_back(any(), static_cast<float>(random() % 9) - 4);
+    for (std::size_t i = random() % 3; i > 0; --i)
+      p.logit_bias.emplace_back(any(), static_cast<float>(random() % 9) - 4);
     std::vector<TokenId> prompt, output;
     for (std::size_t i = 1 + random() % 20; i > 0; --i) prompt.push_back(any());
     Sampler sampler(p, vocab, prompt);

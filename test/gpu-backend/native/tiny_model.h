@@ -23,7 +23,8 @@ struct TinyModel {
     config.intermediate = 80, config.vocab = 101, config.tokenizer_vocab = 97, config.context = 1024;
     config.tied = tied;
     static int counter = 0;
-    path = std::filesystem::temp_directory_path() / ("qe-tiny-" + std::to_string(getpid()) + "-" + std::to_string(counter++));
+    path = std::filesystem::temp_directory_path() /
+           ("qe-tiny-" + std::to_string(getpid()) + "-" + std::to_string(counter++));
 
     std::vector<float> data;
     std::mt19937 random(seed);
@@ -35,7 +36,8 @@ struct TinyModel {
       for (std::uint64_t i = 0; i < count; ++i) data.push_back(mean + scale * normal(random));
       table.push_back({name, "F32", std::move(shape), 0, begin, data.size() * sizeof(float)});
     };
-    const std::uint64_t h = config.hidden, wide = config.heads * config.head_dim, narrow = config.kv_heads * config.head_dim;
+    const std::uint64_t h = config.hidden, wide = config.heads * config.head_dim,
+                        narrow = config.kv_heads * config.head_dim;
     add("model.embed_tokens.weight", {config.vocab, h}, 0, 0.3f);
     for (std::size_t i = 0; i < config.layers; ++i) {
       const std::string at = "model.layers." + std::to_string(i) + ".";
@@ -48,7 +50,8 @@ struct TinyModel {
       }
       add(at + "self_attn.o_proj.weight", {h, wide}, 0, 0.4f);
       add(at + "post_attention_layernorm.weight", {h}, 1, 0.2f);
-      for (const char* part : {"gate", "up"}) add(at + "mlp." + part + "_proj.weight", {config.intermediate, h}, 0, 0.2f);
+      for (const char* part : {"gate", "up"})
+        add(at + "mlp." + part + "_proj.weight", {config.intermediate, h}, 0, 0.2f);
       add(at + "mlp.down_proj.weight", {h, config.intermediate}, 0, 0.3f);
     }
     add("model.norm.weight", {h}, 1, 0.2f);

@@ -86,11 +86,11 @@ inline void weighted_values(const AttentionTile& t, std::size_t segment, std::si
 
 inline void attention(const AttentionTile& t, float* scratch) {
   const std::size_t queries = t.rows * t.group;
-  float* score = scratch;                          // [queries][kSegment]
-  float* part = score + queries * kSegment;        // [queries][padded], this segment's values
-  float* running = part + queries * t.padded;      // [queries][padded], merged so far
-  float* maximum = running + queries * t.padded;   // [queries]
-  float* total = maximum + queries;                // [queries]
+  float* score = scratch;                         // [queries][kSegment]
+  float* part = score + queries * kSegment;       // [queries][padded], this segment's values
+  float* running = part + queries * t.padded;     // [queries][padded], merged so far
+  float* maximum = running + queries * t.padded;  // [queries]
+  float* total = maximum + queries;               // [queries]
 
   const float* query[64 * kAttentionRows];
   for (std::size_t r = 0; r < t.rows; ++r)

@@ -53,11 +53,11 @@ class CpuOps final : public Ops {
   const Kernels& kernels_;
   ThreadPool pool_;
   AttentionShape shape_;
-  std::size_t padded_ = 0;        // head_dim rounded up to kBlockSize
-  std::size_t key_block_ = 0;     // floats of one block's keys in one layer: [kv_heads][head_dim][16]
-  std::size_t value_block_ = 0;   // floats of one block's values in one layer: [kv_heads][16][padded]
-  std::vector<Buffer> keys_;      // per layer, [blocks][key_block]
-  std::vector<Buffer> values_;    // per layer, [blocks][value_block]
+  std::size_t padded_ = 0;       // head_dim rounded up to kBlockSize
+  std::size_t key_block_ = 0;    // floats of one block's keys in one layer: [kv_heads][head_dim][16]
+  std::size_t value_block_ = 0;  // floats of one block's values in one layer: [kv_heads][16][padded]
+  std::vector<Buffer> keys_;     // per layer, [blocks][key_block]
+  std::vector<Buffer> values_;   // per layer, [blocks][value_block]
   const Batch* batch_ = nullptr;
   std::vector<Tile> tiles_;
   std::vector<std::size_t> slice_of_;  // [rows]

@@ -28,21 +28,22 @@ struct Matmul {
   std::size_t in;
 };
 
-/** Attention of a few consecutive rows of one sequence over all its earlier keys, for one KV head's group of queries. */
+/** Attention of a few consecutive rows of one sequence over all its earlier keys, for one KV head's group of queries.
+ */
 struct AttentionTile {
-  const float* q;          // [rows][q_stride], already rotated; head h of the group at h * head_dim
-  float* out;              // [rows][q_stride], the same layout
-  const float* keys;       // layer base: [block][kv_head][head_dim][16]
-  const float* values;     // layer base: [block][kv_head][16][padded]
-  const BlockId* blocks;   // the sequence's block table
-  std::size_t rows;        // <= kAttentionRows
-  std::size_t position;    // of the first row: row r sees keys [0, position + r]
-  std::size_t q_stride;    // floats between rows
-  std::size_t group;       // query heads per KV head
+  const float* q;         // [rows][q_stride], already rotated; head h of the group at h * head_dim
+  float* out;             // [rows][q_stride], the same layout
+  const float* keys;      // layer base: [block][kv_head][head_dim][16]
+  const float* values;    // layer base: [block][kv_head][16][padded]
+  const BlockId* blocks;  // the sequence's block table
+  std::size_t rows;       // <= kAttentionRows
+  std::size_t position;   // of the first row: row r sees keys [0, position + r]
+  std::size_t q_stride;   // floats between rows
+  std::size_t group;      // query heads per KV head
   std::size_t head_dim;
-  std::size_t padded;      // head_dim rounded up to 16: the stride of a value row
-  std::size_t key_block;   // floats between two blocks' keys (kv_heads * head_dim * 16)
-  std::size_t value_block; // floats between two blocks' values
+  std::size_t padded;       // head_dim rounded up to 16: the stride of a value row
+  std::size_t key_block;    // floats between two blocks' keys (kv_heads * head_dim * 16)
+  std::size_t value_block;  // floats between two blocks' values
   float scale;
 };
 

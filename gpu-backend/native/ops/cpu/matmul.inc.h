@@ -60,15 +60,22 @@ template <class From, std::size_t NR>
 inline void tile_of(std::size_t mr, const float* x, std::size_t in, const typename From::Stored* w,
                     const Projection& part, std::size_t row, std::size_t n) {
   switch (mr) {
-    case 1: return tile<From, 1, NR>(x, in, w, part, row, n);
-    case 2: return tile<From, 2, NR>(x, in, w, part, row, n);
-    case 3: return tile<From, 3, NR>(x, in, w, part, row, n);
+    case 1:
+      return tile<From, 1, NR>(x, in, w, part, row, n);
+    case 2:
+      return tile<From, 2, NR>(x, in, w, part, row, n);
+    case 3:
+      return tile<From, 3, NR>(x, in, w, part, row, n);
 #if QE_LANES == 16
-    case 4: return tile<From, 4, NR>(x, in, w, part, row, n);
-    case 5: return tile<From, 5, NR>(x, in, w, part, row, n);
-    case 6: return tile<From, 6, NR>(x, in, w, part, row, n);
+    case 4:
+      return tile<From, 4, NR>(x, in, w, part, row, n);
+    case 5:
+      return tile<From, 5, NR>(x, in, w, part, row, n);
+    case 6:
+      return tile<From, 6, NR>(x, in, w, part, row, n);
 #endif
-    default: __builtin_unreachable();
+    default:
+      __builtin_unreachable();
   }
 }
 
@@ -99,8 +106,11 @@ inline void matmul_from(const Matmul& job, const Projection& part, std::size_t b
 
 inline void matmul(const Matmul& job, const Projection& part, std::size_t begin, std::size_t end) {
   switch (part.format) {
-    case Format::f32: return matmul_from<FromF32>(job, part, begin, end);
-    case Format::f16: return matmul_from<FromF16>(job, part, begin, end);
-    case Format::bf16: return matmul_from<FromBf16>(job, part, begin, end);
+    case Format::f32:
+      return matmul_from<FromF32>(job, part, begin, end);
+    case Format::f16:
+      return matmul_from<FromF16>(job, part, begin, end);
+    case Format::bf16:
+      return matmul_from<FromBf16>(job, part, begin, end);
   }
 }

@@ -36,9 +36,12 @@ inline void widen_from(const void* from, std::size_t count, float* to) {
 
 inline void widen(const void* from, Format format, std::size_t count, float* to) {
   switch (format) {
-    case Format::f32: return widen_from<FromF32>(from, count, to);
-    case Format::f16: return widen_from<FromF16>(from, count, to);
-    case Format::bf16: return widen_from<FromBf16>(from, count, to);
+    case Format::f32:
+      return widen_from<FromF32>(from, count, to);
+    case Format::f16:
+      return widen_from<FromF16>(from, count, to);
+    case Format::bf16:
+      return widen_from<FromBf16>(from, count, to);
   }
 }
 

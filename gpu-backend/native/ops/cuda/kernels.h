@@ -1,0 +1,93 @@
+#pragma once
+
+// What the device computes, as the host calls it. Every function puts its kernels on the stream and returns; all
+// pointers are device memory; activations are fp32, row major.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "checkpoint/tensor.h"
+#include "ops/cuda/driver.h"
+
+namespace qe::cuda {
+
+struct Bf16;
+
+/** One tile of consecutive query rows of one sequence. */
+struct QueryTile {
+  std::uint32_t row, count, slice, position;  // position: of its first row in the sequence
+};
+
+/** The step's batch on the device. Rows whose slice is kNoSlice pad the batch: nothing is stored or attended for them. */
+struct BatchView {
+  static constexpr std::uint32_t kNoSlice = 0xffffffff;
+  const std::uint32_t* tokens;      // [rows]
+  const std::uint32_t* positions;   // [rows]
+  const std::uint32_t* slice_of;    // [rows]
+  const std::uint32_t* tables;      // [slices][table_stride], block ids
+  const QueryTile* tiles;           // [tiles]
+  const std::uint32_t* logit_rows;  // [logits]
+  std::uint32_t rows, table_stride, tiles_count;
+};
+
+/** The paged cache of one layer: keys and values are [block][kv_head][16 tokens][head_dim]. */
+template <class KV>
+struct PagedCache {
+  KV* keys;
+  KV* values;
+  std::uint32_t heads, kv_heads, head_dim;
+};
+
+/** Keys per segment of split-K attention; segments start at its multiples, whatever the batch. */
+inline constexpr unsigned kSplit = 256;
+/** Key heads' query groups are taken in chunks of at most so many. */
+inline constexpr unsigned kGroupMax = 8;
+
+void embed(Stream stream, const void* table, DType dtype, const std::uint32_t* tokens, std::size_t rows, std::size_t width,
+           float* x);
+void rms_norm(Stream stream, const float* x, const float* weight, float eps, std::size_t rows, std::size_t width, float* y);
+void silu_mul(Stream stream, const float* gate, const float* up, std::size_t count, float* y);
+/** to[i] = from[rows[i]] */
+void gather(Stream stream, const float* from, const std::uint32_t* rows, std::size_t count, std::size_t width, float* to);
+/** Rounds to nearest even. */
+void round_to_bf16(Stream stream, const float* x, std::size_t count, Bf16* y);
+void widen(Stream stream, const void* x, DType dtype, std::size_t count, float* y);
+
+/** Rotates q and k in place and stores k and v; cosine, sine: [positions][head_dim / 2]. */
+template <class KV>
+void rope_and_store(Stream stream, const BatchView& batch, float* q, float* k, const float* v, const float* cosine,
+                    const float* sine, const PagedCache<KV>& cache);
+
+/** Split-K attention, a block for every row, group of heads and segment: for decode, and for anything in fp32.
+    @param partial scratch, attention_scratch() floats @param splits segments of the longest row */
+template <class KV>
+void attention_rows(Stream stream, const BatchView& batch, std::size_t first_row, std::size_t rows, const float* q,
+                    const PagedCache<KV>& cache, float scale, unsigned splits, float* partial, float* out);
+inline std::size_t attention_scratch(std::size_t rows, std::size_t heads, std::size_t head_dim, unsigned splits) {
+  return rows * heads * splits * (head_dim + 2);
+}
+/** Attention on tensor cores over the batch's tiles of at most 16 * warps rows; head_dim 64 or 128. */
+void attention_tiles(Stream stream, const BatchView& batch, unsigned warps, const float* q, const PagedCache<Bf16>& cache,
+                     float scale, float* out);
+
+/** One of up to kPartsMax products with the same input. */
+struct LinearPart {
+  const void* weight;  // [out][in]
+  const float* bias;   // [out] or null
+  float* y;            // [rows][out]
+  std::uint32_t out;
+  bool add;
+};
+inline constexpr std::size_t kPartsMax = 4;
+struct LinearParts {
+  LinearPart part[kPartsMax];
+  std::uint32_t count;
+};
+
+/** fp32 rows times weights as stored; reads every weight once per kGemvRows rows. */
+void gemv(Stream stream, const float* x, std::size_t rows, std::size_t in, DType dtype, const LinearParts& parts);
+inline constexpr std::size_t kGemvRows = 8;
+/** bf16 rows times bf16 weights on tensor cores; `in` a multiple of 8. */
+void gemm(Stream stream, const Bf16* x, std::size_t rows, std::size_t in, const LinearParts& parts);
+
+}  // namespace qe::cuda

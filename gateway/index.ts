@@ -7,11 +7,8 @@ import { admin } from './admin.ts'
 import type { AppEnv } from './app-env.ts'
 import { auth } from './auth.ts'
 import { backendState } from './backend.ts'
-import { chat } from './chat.ts'
-import { count } from './count.ts'
+import { line } from './line.ts'
 import { model } from './model.ts'
-import { prompt } from './prompt.ts'
-import { cache } from './result-cache.ts'
 
 export { Directory } from './directory.ts'
 export { Tenant } from './tenant.ts'
@@ -62,7 +59,7 @@ const app = new Hono<AppEnv>()
     const origin = c.env.CORS_ORIGINS === '*' ? '*' : c.env.CORS_ORIGINS.split(',')
     return cors({ origin, exposeHeaders: exposed, maxAge: 86_400 })(c, next)
   })
-  .post('/v1/chat/completions', auth, limitedBody, prompt, count, cache, ...chat)
+  .post('/v1/chat/completions', auth, limitedBody, ...line)
   .all('/v1/chat/completions', wrongMethod('POST'))
   .get('/v1/models', auth, (c) => c.json({ object: 'list', data: [modelObject] }))
   .get('/v1/models/:id{.+}', auth, (c) => {

@@ -1,5 +1,5 @@
 import { factory } from './app-env.ts'
-import { generate } from './generation.ts'
+import { startGeneration } from './generation.ts'
 import { keep, write } from './result-cache.ts'
 import { respond } from './respond.ts'
 
@@ -9,7 +9,8 @@ export const chat = factory.createHandlers(async function chat(c) {
   const defer = (work: Promise<unknown>) => c.executionCtx.waitUntil(work)
   const { requestId, caller, prompt, cache } = c.var
   const signal = AbortSignal.any([c.req.raw.signal, gone.signal])
-  const deltas = generate(prompt, { env: c.env, requestId, tenantId: caller.tenantId, signal, defer })
+  const { deltas, headers } = await startGeneration(prompt, { env: c.env, requestId, caller, signal, defer })
+  for (const [name, value] of Object.entries(headers)) c.header(name, value)
   const { key } = cache
   const answer =
     key === null

@@ -15,6 +15,7 @@ import {
 import { StopMatcher } from '../src/stop-strings.ts'
 import { Detokenizer } from '../src/tokenizer/detokenizer.ts'
 import * as backend from './backend.ts'
+import type { Caller } from './identify.ts'
 import { model, tokenizer } from './model.ts'
 import type { Prompt } from './prompt.ts'
 
@@ -41,14 +42,29 @@ export type Deltas = AsyncGenerator<Delta[]>
 
 export interface GenerationContext {
   env: Env
+  /** Under which the backend knows the generation. */
   requestId: string
-  tenantId: string
+  caller: Caller
   signal: AbortSignal
   /** Work that outlives the answer. */
   defer: (work: Promise<unknown>) => void
 }
 
-export async function* generate(prompt: Prompt, context: GenerationContext): Deltas {
+export interface Generation {
+  deltas: Deltas
+  /** For the answer of whoever started it. */
+  headers: Record<string, string>
+}
+
+/**
+ * The one place where the engine is set to work: a request that nothing kept answers, or a flight for its first
+ * subscriber. Throws ApiError when the caller may not start one.
+ */
+export async function startGeneration(prompt: Prompt, context: GenerationContext): Promise<Generation> {
+  return { deltas: generate(prompt, context), headers: {} }
+}
+
+async function* generate(prompt: Prompt, context: GenerationContext): Deltas {
   const stopped = new AbortController()
   const events = backend.generate(
     context.env,
@@ -100,7 +116,7 @@ const wireRequest = (prompt: Prompt, context: GenerationContext) => ({
   model: model.id,
   token_ids: prompt.tokenIds,
   sampling: wireSampling(prompt),
-  cache: { salt: context.tenantId, shared_prefix_tokens: prompt.sharedPrefixTokens },
+  cache: { salt: context.caller.tenantId, shared_prefix_tokens: prompt.sharedPrefixTokens },
 })
 
 function wireSampling({ sampling: { seed, logprobs, ...rest } }: Prompt) {
@@ -122,25 +138,20 @@ class TextStage {
   }
 
   push(events: GenerateEvent[]): Delta[] {
-    return events.flatMap((event) => (isFinish(event) ? this.#finish(event) : [this.#tokens(event)]))
+    return events.flatMap((event) => (isFinish(event) ? this.#finish(event) : this.#tokens(event)))
   }
 
-  #tokens(event: TokensEvent): TextDelta {
-    const delta: TextDelta = {
-      type: 'text',
-      text: '',
-      token_ids: [],
-      ...(event.logprobs ? { logprobs: [] } : {}),
-    }
+  /** One delta a token, however the engine's steps were read: so a position in an answer means the same everywhere. */
+  #tokens(event: TokensEvent): TextDelta[] {
+    const deltas: TextDelta[] = []
     for (const [at, id] of event.token_ids.entries()) {
       if (this.stopped) break
       this.tokens++
-      delta.token_ids.push(id)
+      const text = this.#matcher.push(this.#detokenizer.push([id]))
       const logprobs = event.logprobs?.[at]
-      if (logprobs) delta.logprobs?.push(logprobs)
-      delta.text += this.#matcher.push(this.#detokenizer.push([id]))
+      deltas.push({ type: 'text', text, token_ids: [id], ...(logprobs ? { logprobs: [logprobs] } : {}) })
     }
-    return delta
+    return deltas
   }
 
   #finish(event: FinishEvent): Delta[] {

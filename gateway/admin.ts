@@ -7,6 +7,7 @@ import type { AppEnv } from './app-env.ts'
 import { adminAuth } from './auth.ts'
 import { invalid, parseJson } from './chat-request.ts'
 import { directoryOf, hashKey } from './identify.ts'
+import { operatorTemplates } from './template-routes.ts'
 
 const Limits = z.object({ requests_per_minute: z.optional(z.nullable(z.int().check(z.gte(1)))) })
 const Name = z.string().check(z.minLength(1), z.maxLength(200))
@@ -21,6 +22,7 @@ const NewKey = z.strictObject({
 
 export const admin = new Hono<AppEnv>()
   .use(adminAuth)
+  .route('/templates', operatorTemplates)
   .post('/tenants', async (c) => {
     const asked = await body(c.req, NewTenant)
     const id = `ten_${crypto.randomUUID().replaceAll('-', '')}`

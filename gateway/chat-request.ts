@@ -89,8 +89,7 @@ const unserved: Record<string, (value: unknown) => boolean> = {
   web_search_options: () => true,
 }
 
-export function parseChatRequest(text: string): ChatRequest {
-  const json = parseJson(text)
+export function parseChatRequest(json: unknown): ChatRequest {
   const parsed = Body.safeParse(json)
   if (!parsed.success) throw invalid(parsed.error.issues[0])
   for (const [field, asksForMore] of Object.entries(unserved)) {

@@ -13,11 +13,12 @@ interface __BaseEnv_Env {
 	ADMIN_TOKEN: string;
 	DIRECTORY: DurableObjectNamespace<import("./index").Directory>;
 	TENANT: DurableObjectNamespace<import("./index").Tenant>;
+		TEMPLATES: DurableObjectNamespace<import("./index").Templates>;
 }
 declare namespace Cloudflare {
 	interface GlobalProps {
 		mainModule: typeof import("./index");
-		durableNamespaces: "Directory" | "Tenant";
+		durableNamespaces: "Directory" | "Tenant" | "Templates";
 	}
 	interface ProductionEnv {
 		KEYS: KVNamespace;
@@ -32,6 +33,7 @@ declare namespace Cloudflare {
 		ADMIN_TOKEN: string;
 		DIRECTORY: DurableObjectNamespace<import("./index").Directory>;
 		TENANT: DurableObjectNamespace<import("./index").Tenant>;
+		TEMPLATES: DurableObjectNamespace<import("./index").Templates>;
 	}
 	interface Env extends __BaseEnv_Env {}
 }

@@ -9,8 +9,10 @@ import { auth } from './auth.ts'
 import { backendState } from './backend.ts'
 import { line } from './line.ts'
 import { model } from './model.ts'
+import { templates } from './template-routes.ts'
 
 export { Directory } from './directory.ts'
+export { Templates } from './templates.ts'
 export { Tenant } from './tenant.ts'
 
 const body_bytes_max = 4 * 1024 * 1024
@@ -68,6 +70,7 @@ const app = new Hono<AppEnv>()
       throw new ApiError('model_not_found', `The model '${id}' does not exist here.`, { param: 'model' })
     return c.json(modelObject)
   })
+  .route('/v1/templates', templates)
   .route('/admin', admin)
   .get('/healthz', (c) => c.json({ status: 'ok' }))
   .get('/readyz', async (c) => {

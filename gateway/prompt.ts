@@ -3,8 +3,10 @@ import { ApiError } from '../src/errors.ts'
 import { renderChat } from '../src/chat-template.ts'
 import { resolveSampling, type ResolvedSampling } from '../src/sampling.ts'
 import { factory } from './app-env.ts'
-import { parseChatRequest, type ChatRequest } from './chat-request.ts'
+import { parseChatRequest, parseJson, type ChatRequest } from './chat-request.ts'
+import type { Caller } from './identify.ts'
 import { model, tokenizer } from './model.ts'
+import { useTemplate, type TemplateUse } from './template-use.ts'
 
 export interface Prompt {
   tokenIds: number[]
@@ -12,10 +14,25 @@ export interface Prompt {
   sharedPrefixTokens: number
   sampling: ResolvedSampling
   stop: string[]
+  /** The template that it was rendered from. */
+  template: TemplateUse | null
 }
 
 export const prompt = factory.createMiddleware(async function prompt(c, next) {
-  const chat = parseChatRequest(await c.req.text())
+  const prepared = await prepare(c.env, c.var.caller, parseJson(await c.req.text()))
+  c.set('chat', prepared.chat)
+  c.set('prompt', prepared.prompt)
+  await next()
+})
+
+/** A chat request's body in, what the engine is asked out; throws what is wrong with it. */
+export async function prepare(
+  env: Env,
+  caller: Caller,
+  body: unknown,
+): Promise<{ chat: ChatRequest; prompt: Prompt }> {
+  const { json, used } = await useTemplate(env, caller.tenantId, body)
+  const chat = parseChatRequest(json)
   if (chat.model !== model.id) {
     throw new ApiError(
       'model_not_found',
@@ -23,20 +40,19 @@ export const prompt = factory.createMiddleware(async function prompt(c, next) {
       { param: 'model' },
     )
   }
-  const { models } = c.var.caller
+  const { models } = caller
   if (models !== null && !models.includes(chat.model)) {
     throw new ApiError('model_not_allowed', `This key may not use the model '${chat.model}'.`, {
       param: 'model',
     })
   }
-  c.set('chat', chat)
-  c.set('prompt', render(chat))
-  await next()
-})
+  return { chat, prompt: render(chat, used) }
+}
 
-function render(chat: ChatRequest): Prompt {
+function render(chat: ChatRequest, template: TemplateUse | null): Prompt {
   const { tokenIds, sharedPrefixTokens } = renderChat(tokenizer, chat.messages, {
     defaultSystem: model.default_system,
+    ...(template?.shared ? { shared: template.shared } : {}),
   })
   const room = model.context_length - tokenIds.length
   if (room < 1) {
@@ -57,5 +73,5 @@ function render(chat: ChatRequest): Prompt {
   if (sampling.min_tokens > sampling.max_tokens) {
     throw new ApiError('invalid_value', "'min_tokens' is larger than 'max_tokens'.", { param: 'min_tokens' })
   }
-  return { tokenIds, sharedPrefixTokens, sampling, stop: chat.stop }
+  return { tokenIds, sharedPrefixTokens, sampling, stop: chat.stop, template }
 }

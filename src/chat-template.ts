@@ -24,11 +24,13 @@ export interface ChatOptions {
   defaultSystem?: string
   /** Open the assistant's turn at the end. Absent: true. */
   addGenerationPrompt?: boolean
+  /** What the operator wrote of the messages: how many leading ones, and how the next one begins. */
+  shared?: { messages: number; text: string }
 }
 
 export interface RenderedChat {
   tokenIds: number[]
-  /** Leading tokens that the operator wrote and no tenant: those of the inserted system message. */
+  /** Leading tokens that the operator wrote and no tenant: the inserted system message, and what `shared` says. */
   sharedPrefixTokens: number
 }
 
@@ -37,7 +39,7 @@ export const QWEN2_DEFAULT_SYSTEM = 'You are a helpful assistant.'
 export function renderChat(
   tokenizer: Tokenizer,
   messages: readonly ChatMessage[],
-  { defaultSystem = QWEN2_DEFAULT_SYSTEM, addGenerationPrompt = true }: ChatOptions = {},
+  { defaultSystem = QWEN2_DEFAULT_SYSTEM, addGenerationPrompt = true, shared }: ChatOptions = {},
 ): RenderedChat {
   const start = tokenizer.specialId('<|im_start|>')
   const end = tokenizer.specialId('<|im_end|>')
@@ -52,8 +54,18 @@ export function renderChat(
 
   const insertSystem = defaultSystem !== '' && messages.length > 0 && messages[0]?.role !== 'system'
   if (insertSystem) turn('system', defaultSystem)
-  const sharedPrefixTokens = tokenIds.length
-  for (const message of messages) turn(message.role, textOf(message.content))
+  let sharedPrefixTokens = tokenIds.length
+  for (const [at, message] of messages.entries()) {
+    const before = tokenIds.length
+    turn(message.role, textOf(message.content))
+    if (shared !== undefined && at < shared.messages) sharedPrefixTokens = tokenIds.length
+    if (shared !== undefined && at === shared.messages) {
+      // Only tokens that the operator's text alone would have: what a tenant's text has changed is not shared.
+      const alone = [start, ...tokenizer.encode(`${message.role}\n${shared.text}`)]
+      const differs = alone.findIndex((id, i) => id !== tokenIds[before + i])
+      sharedPrefixTokens = before + (differs < 0 ? alone.length : differs)
+    }
+  }
   if (addGenerationPrompt) {
     tokenIds.push(start)
     append(tokenIds, tokenizer.encode('assistant\n'))

@@ -77,11 +77,13 @@ struct LinearPart {
   float* y;            // [rows][out]
   std::uint32_t out;
   bool add;
+  bool operator==(const LinearPart&) const = default;
 };
 inline constexpr std::size_t kPartsMax = 4;
 struct LinearParts {
   LinearPart part[kPartsMax];
   std::uint32_t count;
+  bool operator==(const LinearParts&) const = default;
 };
 
 /** fp32 rows times weights as stored; reads every weight once per kGemvRows rows. */

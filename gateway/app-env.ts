@@ -2,7 +2,7 @@ import { createFactory } from 'hono/factory'
 import type { Caller } from './identify.ts'
 import type { ChatRequest } from './chat-request.ts'
 import type { Prompt } from './prompt.ts'
-import type { CacheStatus } from './result-cache.ts'
+import type { CachePlan } from './result-cache.ts'
 
 export interface AppEnv {
   Bindings: Env
@@ -14,7 +14,7 @@ export interface AppEnv {
     chat: ChatRequest
     prompt: Prompt
     /** Set by cache: what it found and where an answer is to be kept. */
-    cache: { status: CacheStatus; key: string | null }
+    cache: CachePlan
   }
 }
 

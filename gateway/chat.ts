@@ -1,7 +1,7 @@
 import { factory } from './app-env.ts'
 import { startGeneration } from './generation.ts'
-import { keep, write } from './result-cache.ts'
 import { respond } from './respond.ts'
+import { keep, storeFar, storeNear } from './result-store.ts'
 
 /** Last on the line: nothing kept answers this request, so the engine does. */
 export const chat = factory.createHandlers(async function chat(c) {
@@ -11,12 +11,13 @@ export const chat = factory.createHandlers(async function chat(c) {
   const signal = AbortSignal.any([c.req.raw.signal, gone.signal])
   const { deltas, headers } = await startGeneration(prompt, { env: c.env, requestId, caller, signal, defer })
   for (const [name, value] of Object.entries(headers)) c.header(name, value)
-  const { key } = cache
+  const { key, ttl_s } = cache
   const answer =
     key === null
       ? deltas
-      : keep(deltas, (texts, finish) =>
-          defer(write(key, texts, finish, Number(c.env.RESULT_TTL_SECONDS)).catch(() => undefined)),
-        )
+      : keep(deltas, ttl_s, async (entry) => {
+          defer(storeFar(c.env, key, entry))
+          await storeNear(key, entry)
+        })
   return respond(c, answer, () => gone.abort())
 })

@@ -5,13 +5,15 @@ import { cors } from 'hono/cors'
 import { ApiError } from '../src/errors.ts'
 import { admin } from './admin.ts'
 import type { AppEnv } from './app-env.ts'
-import { auth } from './auth.ts'
+import { adminAuth, auth } from './auth.ts'
 import { backendState } from './backend.ts'
+import { purge, purgeTenant, setLifetime } from './cache-policy.ts'
 import { line } from './line.ts'
 import { model } from './model.ts'
 import { templates } from './template-routes.ts'
 
 export { Directory } from './directory.ts'
+export { Flights } from './flights.ts'
 export { Templates } from './templates.ts'
 export { Tenant } from './tenant.ts'
 
@@ -29,6 +31,7 @@ const limitedBody = bodyLimit({
 
 const exposed = [
   'x-request-id',
+  'x-generation-id',
   'cache-status',
   'retry-after',
   'retry-after-ms',
@@ -63,6 +66,9 @@ const app = new Hono<AppEnv>()
   })
   .post('/v1/chat/completions', auth, limitedBody, ...line)
   .all('/v1/chat/completions', wrongMethod('POST'))
+  .delete('/v1/cache', auth, ...purge)
+  .patch('/v1/cache', auth, limitedBody, ...setLifetime)
+  .delete('/admin/cache', adminAuth, ...purgeTenant)
   .get('/v1/models', auth, (c) => c.json({ object: 'list', data: [modelObject] }))
   .get('/v1/models/:id{.+}', auth, (c) => {
     const id = c.req.param('id')

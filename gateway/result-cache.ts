@@ -1,107 +1,74 @@
 /**
- * Answers kept at the edge, in the Cache API of the data centre (it does nothing on workers.dev).
+ * Answers kept at the edge (result-store.ts says where).
  *
- * The key is SHA-256 over tenant, model revision, prompt token ids, sampling and stop strings: two bodies that render
- * to the same tokens share an entry, two tenants never do. An entry holds the answer's deltas as they were generated,
- * so it replays as a stream or sums up to a JSON answer, whichever asks. Only answers that reached their end are kept,
- * and only where the same request must give the same tokens (temperature 0, or a seed). A corrupt entry or one of
- * another version is a miss; a cache that fails is a bypass. Request Cache-Control is obeyed: no-store, no-cache, max-age.
+ * The key is SHA-256 over tenant, epoch, model revision, prompt token ids, sampling and stop strings: two bodies that
+ * render to the same tokens share an entry, a stream and a JSON answer too, two tenants never do. Kept is what must
+ * come out the same again (temperature 0, or a seed), and what the caller asks to keep with `x-cache: ttl=N`. Obeyed on
+ * the request: Cache-Control no-store, no-cache, max-age=N; `x-replay: timed` replays a stream at the engine's pace.
  */
+import { ApiError } from '../src/errors.ts'
 import { isDeterministic } from '../src/sampling.ts'
 import { factory } from './app-env.ts'
-import { isFinishDelta, type Deltas, type FinishDelta, type TextDelta } from './generation.ts'
+import { cachePolicy, policyFor } from './cache-policy.ts'
 import { model } from './model.ts'
 import type { Prompt } from './prompt.ts'
 import { respond } from './respond.ts'
+import { lookup, replay } from './result-store.ts'
 
 /** RFC 9211. */
 export type CacheStatus =
-  `qwen-edge; hit; ttl=${number}` | 'qwen-edge; fwd=miss; stored' | `qwen-edge; fwd=bypass; detail=${string}`
+  | `qwen-edge; hit; ttl=${number}`
+  | 'qwen-edge; fwd=miss; stored'
+  | 'qwen-edge; fwd=miss; collapsed'
+  | `qwen-edge; fwd=bypass; detail=${string}`
 
-interface Entry {
-  version: 1
-  /** Milliseconds since the epoch. */
-  stored_at: number
-  texts: TextDelta[]
-  finish: FinishDelta
+export interface CachePlan {
+  status: CacheStatus
+  /** Under which the answer is to be kept; null: it is not. */
+  key: string | null
+  ttl_s: number
+  /** The caller wants an answer made for this request. */
+  fresh: boolean
 }
-
-const entry_version = 1
-const entry_chars_max = 4 * 1024 * 1024
 
 export const cache = factory.createMiddleware(async function cache(c, next) {
   const { prompt, caller } = c.var
   const asked = cacheControl(c.req.header('cache-control'))
-  const bypass = asked.noStore ? 'no-store' : isDeterministic(prompt.sampling) ? null : 'not-deterministic'
-  if (bypass !== null) {
-    c.set('cache', { key: null, status: `qwen-edge; fwd=bypass; detail=${bypass}` })
+  const optIn_s = askedTtl(c.req.header('x-cache'))
+  const bypass = (detail: string) => {
+    c.set('cache', { key: null, ttl_s: 0, fresh: true, status: `qwen-edge; fwd=bypass; detail=${detail}` })
     return next()
   }
-  const key = await cacheKey(caller.tenantId, prompt)
-  const ttl_s = Number(c.env.RESULT_TTL_SECONDS)
-  const entry = asked.noCache ? null : await read(key)
-  const age_s = entry === null ? 0 : Math.floor((Date.now() - entry.stored_at) / 1000)
-  if (entry !== null && age_s <= Math.min(ttl_s, asked.maxAgeS)) {
-    c.set('cache', { key: null, status: `qwen-edge; hit; ttl=${ttl_s - age_s}` })
-    return respond(c, replay(entry))
+  if (asked.noStore) return bypass('no-store')
+  if (optIn_s === null && !isDeterministic(prompt.sampling)) return bypass('not-deterministic')
+  const policies = await cachePolicy(c.env, caller.tenantId).catch(() => null)
+  if (policies === null) return bypass('storage-unavailable')
+  const policy = policyFor(policies, prompt.template?.id)
+  const ttl_s = optIn_s ?? policy.ttl_s ?? Number(c.env.RESULT_TTL_SECONDS)
+  if (ttl_s === 0) return bypass('ttl')
+
+  const key = await cacheKey(caller.tenantId, policy.epoch, prompt)
+  const fresh = asked.noCache || asked.maxAgeS === 0
+  if (!fresh) {
+    const { entry, failed } = await lookup(c.env, key, (work) => c.executionCtx.waitUntil(work))
+    if (failed) return bypass('storage-unavailable')
+    const age_s = entry === null ? 0 : Math.max(0, Math.floor((Date.now() - entry.stored_at) / 1000))
+    if (entry !== null && age_s < Math.min(entry.ttl_s, asked.maxAgeS)) {
+      const status = `qwen-edge; hit; ttl=${entry.ttl_s - age_s}` as const
+      c.set('cache', { key: null, ttl_s, fresh, status })
+      return respond(c, replay(entry, c.req.header('x-replay') === 'timed'))
+    }
   }
-  c.set('cache', { key, status: 'qwen-edge; fwd=miss; stored' })
+  c.set('cache', { key, ttl_s, fresh, status: 'qwen-edge; fwd=miss; stored' })
   return next()
 })
 
-/** Passes an answer through and, once it has reached its end, stores it. */
-export async function* keep(
-  deltas: Deltas,
-  store: (texts: TextDelta[], finish: FinishDelta) => void,
-): Deltas {
-  const texts: TextDelta[] = []
-  for await (const batch of deltas) {
-    for (const delta of batch) {
-      if (isFinishDelta(delta)) store(texts, delta)
-      else texts.push(delta)
-    }
-    yield batch
-  }
-}
-
-export async function write(
-  key: string,
-  texts: TextDelta[],
-  finish: FinishDelta,
-  ttl_s: number,
-): Promise<void> {
-  const entry: Entry = {
-    version: entry_version,
-    stored_at: Date.now(),
-    texts,
-    finish: { ...finish, timing: null },
-  }
-  const body = JSON.stringify(entry)
-  if (body.length > entry_chars_max) return
-  const headers = { 'content-type': 'application/json', 'cache-control': `max-age=${ttl_s}` }
-  await (await results()).put(url(key), new Response(body, { headers }))
-}
-
-async function read(key: string): Promise<Entry | null> {
-  try {
-    const response = await (await results()).match(url(key))
-    if (response === undefined) return null
-    const entry = await response.json<Partial<Entry> | null>()
-    return entry?.version === entry_version && entry.texts && entry.finish ? (entry as Entry) : null
-  } catch {
-    return null
-  }
-}
-
-async function* replay(entry: Entry): Deltas {
-  yield [...entry.texts, entry.finish]
-}
-
-const results = () => caches.open('results')
-const url = (key: string) => `https://results.invalid/${key}`
-
-export async function cacheKey(tenantId: string, { tokenIds, sampling, stop }: Prompt): Promise<string> {
-  const settings = new TextEncoder().encode(JSON.stringify([tenantId, model.revision, sampling, stop]))
+export async function cacheKey(
+  tenantId: string,
+  epoch: string,
+  { tokenIds, sampling, stop }: Prompt,
+): Promise<string> {
+  const settings = new TextEncoder().encode(JSON.stringify([tenantId, epoch, model.revision, sampling, stop]))
   const bytes = new Uint8Array(4 + settings.byteLength + tokenIds.length * 4)
   new DataView(bytes.buffer).setUint32(0, settings.byteLength)
   bytes.set(settings, 4)
@@ -121,4 +88,14 @@ export function cacheControl(header = ''): { noStore: boolean; noCache: boolean;
     noCache: directives.includes('no-cache'),
     maxAgeS: maxAge === undefined ? Infinity : Number(maxAge.slice('max-age='.length)),
   }
+}
+
+/** Seconds; null: not asked for. */
+function askedTtl(header: string | undefined): number | null {
+  if (header === undefined) return null
+  const ttl = /^ttl=(\d{1,7})$/.exec(header.trim())?.[1]
+  if (ttl !== undefined) return Number(ttl)
+  throw new ApiError('invalid_value', "Send 'x-cache: ttl=SECONDS', or leave the header out.", {
+    param: 'x-cache',
+  })
 }

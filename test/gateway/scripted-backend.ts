@@ -1,0 +1,98 @@
+/** A backend within the test's own workerd: answers /v1/generate as a script says, and counts what it is asked. */
+import { env } from 'cloudflare:workers'
+import { vi } from 'vitest'
+import type { FinishReason, GenerateRequest } from '../../src/protocol.ts'
+import { tokenizer } from '../../gateway/model.ts'
+
+export interface Run {
+  request: GenerateRequest
+  /** The gateway let go of the stream, or asked to cancel. */
+  cancelled: boolean
+  ended: boolean
+  tokens(...ids: number[]): void
+  finish(reason?: FinishReason): void
+  /** The connection breaks. */
+  crash(): void
+}
+
+export interface ScriptedBackend {
+  runs: Run[]
+  live: () => number
+  restore: () => void
+}
+
+export const idsOf = (text: string) => [...tokenizer.encode(text)]
+
+/** Answers with these tokens at once. */
+export const saying =
+  (text: string) =>
+  (run: Run): void => {
+    run.tokens(...idsOf(text))
+    run.finish('stop')
+  }
+
+export function scriptedBackend(script: (run: Run) => void | Promise<void>): ScriptedBackend {
+  const runs: Run[] = []
+  const spy = vi.spyOn(globalThis, 'fetch').mockImplementation(async (input, init) => {
+    const url = new URL(input instanceof Request ? input.url : String(input))
+    if (url.origin !== new URL(env.BACKEND_URL).origin) throw new Error(`unexpected call: ${url.href}`)
+    const cancelled = /^\/v1\/generate\/(.+)\/cancel$/.exec(url.pathname)?.[1]
+    if (cancelled !== undefined) {
+      const run = runs.find(({ request }) => request.request_id === decodeURIComponent(cancelled))
+      if (run !== undefined && !run.ended) {
+        run.cancelled = true
+        run.finish('cancelled')
+      }
+      const usage = run === undefined ? null : { prompt: 1, cached: 0, completion: 0 }
+      return Response.json({ request_id: cancelled, usage })
+    }
+    if (url.pathname !== '/v1/generate') return new Response('not found', { status: 404 })
+    const { run, body } = start(JSON.parse(init?.body as string) as GenerateRequest)
+    init?.signal?.addEventListener('abort', () => (run.cancelled = run.ended = true))
+    runs.push(run)
+    void script(run)
+    return new Response(body, { headers: { 'content-type': 'text/event-stream' } })
+  })
+  return {
+    runs,
+    live: () => runs.filter(({ ended }) => !ended).length,
+    restore: () => spy.mockRestore(),
+  }
+}
+
+function start(request: GenerateRequest): { run: Run; body: ReadableStream<Uint8Array> } {
+  let controller: ReadableStreamDefaultController<Uint8Array> | undefined
+  let completion = 0
+  const send = (event: object) =>
+    controller?.enqueue(new TextEncoder().encode(`data: ${JSON.stringify(event)}\n\n`))
+  const run: Run = {
+    request,
+    cancelled: false,
+    ended: false,
+    tokens(...ids) {
+      if (run.ended) return
+      completion += ids.length
+      send({ index: 0, token_ids: ids })
+    },
+    finish(reason = 'stop') {
+      if (run.ended) return
+      run.ended = true
+      send({
+        index: 0,
+        finish_reason: reason,
+        usage: { prompt: request.token_ids.length, cached: 0, completion },
+        timing: { queue_ms: 1, prefill_ms: 2, decode_ms: 3 },
+      })
+      controller?.close()
+    },
+    crash() {
+      run.ended = true
+      controller?.error(new Error('connection reset'))
+    },
+  }
+  const body = new ReadableStream<Uint8Array>({
+    start: (c) => void (controller = c),
+    cancel: () => void (run.cancelled = run.ended = true),
+  })
+  return { run, body }
+}

@@ -6,40 +6,13 @@ import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { descendants, pidOf, processes } from './processes.ts'
 import { freePort, startStack, until, type Stack } from './stack.ts'
 
 const restart_ms_max = 2000
 const stop_ms_max = 2000
 /** What the restarted program itself takes, on a machine that does other things as well. */
 const ready_ms_max = 15_000
-
-interface Process {
-  pid: number
-  ppid: number
-  args: string
-}
-
-const processes = (): Process[] =>
-  execFileSync('ps', ['-eo', 'pid=,ppid=,stat=,args='], { encoding: 'utf8' })
-    .split('\n')
-    .map((line) => /^\s*(\d+)\s+(\d+)\s+(\S+)\s+(.*)$/.exec(line))
-    .filter((match) => match !== null)
-    .filter(([, , , stat]) => !stat!.startsWith('Z'))
-    .map(([, pid, ppid, , args]) => ({ pid: Number(pid), ppid: Number(ppid), args: args! }))
-
-function descendants(root: number): Process[] {
-  const all = processes()
-  const found = all.filter(({ pid }) => pid === root)
-  for (const { pid } of found) found.push(...all.filter(({ ppid }) => ppid === pid))
-  return found
-}
-
-const pidOf = (stack: Stack, what: string): number => {
-  const matching = descendants(stack.pid).filter(({ args }) => args.includes(what))
-  const [first, ...others] = matching
-  if (first === undefined || others.length > 0) throw new Error(`${matching.length} processes run ${what}`)
-  return first.pid
-}
 
 const isReady = async (stack: Stack): Promise<boolean> =>
   fetch(`${stack.gateway}/readyz`, { signal: AbortSignal.timeout(500) }).then(

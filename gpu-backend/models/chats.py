@@ -10,7 +10,9 @@ from tasks import Turn, short
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
 # (rows, row length, filler tokens from, to): mostly short rows; a fixed share reaches beyond 1,500 tokens of filler.
-BUCKETS = {"short": (32, 160, 0, 0), "medium": (4, 640, 0, 420), "long": (1, 2048, 900, 1720)}
+BUCKETS = {"short": (32, 160, 0, 0), "medium": (4, 480, 0, 300), "long": (1, 2048, 900, 1720)}
+TASK_WEIGHT = {"told": 0.3, "out of scope": 0.3, "chat": 0.3, "sort numbers": 3.0, "sort words": 2.0}
+STOP = 4.0  # weight of the end of a count
 
 
 class Encoder:
@@ -43,9 +45,12 @@ class Encoder:
             if len(ids) + len(ask) + len(answer) + 1 > length:
                 break
             # Long answers (counting) must not drown the short ones; stock phrases need little.
-            weight = min(1.0, (16 / len(answer)) ** 0.5) * (0.3 if turn.task in ("told", "out of scope", "chat") else 1.0)
+            weight = min(1.0, (16 / len(answer)) ** 0.5) * TASK_WEIGHT.get(turn.task, 1.0)
+            learned = [weight] * len(answer)
+            if turn.task == "counting":  # what is hard is to stop in time
+                learned[-1] = weight * STOP
             ids += ask + answer + self.newline
-            weights += [0.0] * len(ask) + [weight] * len(answer) + [0.0]
+            weights += [0.0] * len(ask) + learned + [0.0]
         return (ids, weights) if any(weights) else None
 
 

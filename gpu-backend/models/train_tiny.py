@@ -19,7 +19,7 @@ import evaluate
 import tiny_tokenizer
 from tiny_model import TinyQwen2, export, load
 
-MUON_LR, ADAM_LR, WARMUP_STEPS = 0.02, 3e-3, 60
+MUON_LR, ADAM_LR, WARMUP_STEPS, LONG_EVERY = 0.02, 3e-3, 60, 3
 
 
 def optimizers(model):
@@ -71,11 +71,11 @@ def train(args, tokenizer, out, scratch):
     encoder = chats.Encoder(tokenizer)
     budget, last = args.minutes * 60, time.time()
     next_eval = state["seconds"] + args.eval_every * 60
-    mean = {}
+    next_save, mean = state["seconds"] + 180, {}
     while state["seconds"] < budget:
         batches = queue.get()
-        if state["step"] < args.short_steps:
-            batches.pop("long")
+        if state["step"] < args.short_steps or state["step"] % LONG_EVERY:
+            batches.pop("long", None)
         scale = rate(state["seconds"] / budget, state["step"])
         for opt, lr in zip(opts, (MUON_LR, ADAM_LR)):
             for group in opt.param_groups:
@@ -93,12 +93,14 @@ def train(args, tokenizer, out, scratch):
             mean[k] = mean.get(k, v) * 0.95 + v * 0.05
         if state["step"] % 25 == 0:
             print(f"step {state['step']} {state['seconds'] / 60:.1f} min lr x{scale:.2f}", {k: round(v, 4) for k, v in mean.items()}, flush=True)
-        if state["seconds"] >= next_eval or state["seconds"] >= budget:
-            next_eval = state["seconds"] + args.eval_every * 60
+        if state["seconds"] >= next_save or state["seconds"] >= budget:
+            next_save = state["seconds"] + 180
             part = scratch / "checkpoint.part"
             torch.save(dict(model=model.state_dict(), opts=[o.state_dict() for o in opts], state=state), part)
             part.rename(file)
-            table = evaluate.accuracy(model, encoder, per_task=60, per_recall=16)
+        if state["seconds"] >= next_eval:
+            next_eval = state["seconds"] + args.eval_every * 60
+            table = evaluate.accuracy(model, encoder, per_task=40, per_recall=8)
             print("accuracy", {k: round(v, 3) for k, v in table.items()}, flush=True)
     return model, state
 
@@ -108,7 +110,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny")
     parser.add_argument("--scratch", type=Path, required=True, help="checkpoints; a second run goes on from them")
     parser.add_argument("--minutes", type=float, default=92)
-    parser.add_argument("--eval-every", type=float, default=5, help="minutes")
+    parser.add_argument("--eval-every", type=float, default=8, help="minutes")
     parser.add_argument("--short-steps", type=int, default=300, help="steps before the long rows join")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)

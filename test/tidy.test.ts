@@ -78,3 +78,38 @@ describe('the dependency rules fire on a planted violation', () => {
     expect(status).not.toBe(0)
   })
 })
+
+/** What a room of the native engine may include; std headers are free. */
+const nativeRooms: Record<string, RegExp> = {
+  cache: /^(base|cache)\//,
+  scheduler: /^(base|cache|scheduler|sampler)\//,
+  sampler: /^(base|sampler)\//,
+  checkpoint: /^(base|checkpoint)\//,
+  model: /^(base|checkpoint|model|ops)\//,
+  engine: /^(base|cache|checkpoint|engine|model|ops|sampler|scheduler)\//,
+}
+const forbiddenHeader = /^(napi\.h|node_api\.h|cuda.*\.h|cublas.*\.h)$/
+
+function wrongIncludes(room: string, text: string): string[] {
+  const included = [...text.matchAll(/^#include ([<"])([^>"]+)[>"]/gm)]
+  return included
+    .filter(
+      ([, kind, header = '']) =>
+        forbiddenHeader.test(header) || (kind === '"' && !nativeRooms[room]?.test(header)),
+    )
+    .map(([line]) => line)
+}
+
+describe('the native engine includes in one direction', () => {
+  it.each(Object.keys(nativeRooms))('%s', (room) => {
+    const files = sources.filter((file) => file.startsWith(`gpu-backend/native/${room}/`))
+    expect(files.length).toBeGreaterThan(0)
+    expect(files.flatMap((file) => wrongIncludes(room, readFileSync(file, 'utf8')))).toEqual([])
+  })
+
+  it('and the rule fires on a planted violation', () => {
+    const planted =
+      '#include <vector>\n#include <napi.h>\n#include "model/qwen2.h"\n#include "cache/block_pool.h"\n'
+    expect(wrongIncludes('cache', planted)).toEqual(['#include <napi.h>', '#include "model/qwen2.h"'])
+  })
+})

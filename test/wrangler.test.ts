@@ -1,3 +1,7 @@
+import { spawnSync } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { unstable_readConfig } from 'wrangler'
 import { describe, expect, it } from 'vitest'
 
@@ -31,4 +35,23 @@ describe('wrangler.toml', () => {
       expect.arrayContaining(['enable_request_signal', 'request_signal_passthrough']),
     )
   })
+
+  it.each(['', 'production'])(
+    'publishes, as far as a dry run goes: --env "%s"',
+    { timeout: 120_000 },
+    (env) => {
+      const out = mkdtempSync(join(tmpdir(), 'qwen-edge-deploy-'))
+      const { status, stdout, stderr } = spawnSync(
+        'wrangler',
+        ['deploy', '--dry-run', '--env', env, '--outdir', out],
+        {
+          encoding: 'utf8',
+          env: { ...process.env, WRANGLER_SEND_METRICS: 'false' },
+        },
+      )
+      rmSync(out, { recursive: true })
+      expect(stderr).not.toContain('ERROR')
+      expect([status, stdout]).toEqual([0, expect.stringMatching(/Total Upload: .* gzip: [\d.]+ KiB/)])
+    },
+  )
 })

@@ -1,4 +1,5 @@
 import { ApiError } from '../src/errors.ts'
+import type { KeyScope } from './admin-bodies.ts'
 import { factory } from './app-env.ts'
 import { identify, sameText } from './identify.ts'
 
@@ -26,3 +27,16 @@ export const adminAuth = factory.createMiddleware(async function adminAuth(c, ne
   }
   await next()
 })
+
+/** Behind auth: whether this key may do what the route does. */
+export const scope = (wanted: KeyScope) =>
+  factory.createMiddleware(async function scope(c, next) {
+    const { scopes } = c.var.caller
+    if (scopes !== null && !scopes.includes(wanted)) {
+      throw new ApiError(
+        'insufficient_scope',
+        `This key may not do that: it lacks the scope '${wanted}' (it has: ${scopes.join(', ') || 'none'}).`,
+      )
+    }
+    await next()
+  })

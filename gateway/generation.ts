@@ -14,6 +14,7 @@ import {
 } from '../src/protocol.ts'
 import { StopMatcher } from '../src/stop-strings.ts'
 import { Detokenizer } from '../src/tokenizer/detokenizer.ts'
+import { admit } from './admission.ts'
 import * as backend from './backend.ts'
 import type { Caller } from './identify.ts'
 import { model, tokenizer } from './model.ts'
@@ -60,11 +61,17 @@ export interface Generation {
  * The one place where the engine is set to work: a request that nothing kept answers, or a flight for its first
  * subscriber. Throws ApiError when the caller may not start one.
  */
-export async function startGeneration(prompt: Prompt, context: GenerationContext): Promise<Generation> {
-  return { deltas: generate(prompt, context), headers: {} }
+export async function startGeneration(asked: Prompt, context: GenerationContext): Promise<Generation> {
+  const { prompt, headers, settle } = await admit(asked, context)
+  return { deltas: generate(prompt, context, (usage) => context.defer(usage.then(settle))), headers }
 }
 
-async function* generate(prompt: Prompt, context: GenerationContext): Deltas {
+/** @param settle called once, as soon as it is known how what was used will be known. */
+async function* generate(
+  prompt: Prompt,
+  context: GenerationContext,
+  settle: (usage: Promise<TokenUsage | null>) => void,
+): Deltas {
   const stopped = new AbortController()
   const events = backend.generate(
     context.env,
@@ -78,20 +85,32 @@ async function* generate(prompt: Prompt, context: GenerationContext): Deltas {
       const deltas = text.push(batch)
       if (text.stopped && !deltas.some(isFinishDelta))
         deltas.push(await endAtStop(prompt, context, text, stopped))
-      running = !deltas.some(isFinishDelta)
+      const finish = deltas.find(isFinishDelta)
+      if (finish !== undefined) {
+        running = false
+        settle(Promise.resolve(finish.usage))
+      }
       yield deltas
       if (!running) return
     }
-  } catch (error) {
-    running = context.signal.aborted
-    throw error
   } finally {
-    // An abort closes the stream, which cancels at the backend; asking by name as well covers a proxy that keeps it open.
+    // An abort closes the stream, which cancels at the backend; asking by name as well covers a proxy that keeps it open,
+    // and says what was used.
     if (running) {
       stopped.abort()
-      context.defer(backend.cancel(context.env, context.requestId).catch(() => null))
+      settle(usedSoFar(prompt, context, text.tokens))
     }
   }
+}
+
+/** After an abort or a failure: what the backend says it took, else what came through; null: nothing did. */
+async function usedSoFar(
+  prompt: Prompt,
+  context: GenerationContext,
+  completion: number,
+): Promise<TokenUsage | null> {
+  const used = await backend.cancel(context.env, context.requestId).catch(() => null)
+  return used ?? (completion === 0 ? null : { prompt: prompt.tokenIds.length, cached: 0, completion })
 }
 
 /** A stop string came up: the engine is stopped; the answer costs what was read until then. */

@@ -17,6 +17,7 @@ export interface Caller {
 }
 
 const memory_ms = 5_000
+const kv_ttl_s = 60
 const memory_entries_max = 10_000
 const memory = new Map<string, { record: KeyRecord | null; until: number }>()
 
@@ -52,7 +53,8 @@ async function lookup(
     let record = await env.KEYS.get<KeyRecord>(hash, 'json')
     if (record === null) {
       record = await directoryOf(env, hash).get(hash)
-      if (record !== null) defer(env.KEYS.put(hash, JSON.stringify(record)))
+      // A put that crosses a revocation must not outlive it: KV forgets by itself.
+      if (record !== null) defer(env.KEYS.put(hash, JSON.stringify(record), { expirationTtl: kv_ttl_s }))
     }
     remember(hash, record)
     return record
@@ -65,7 +67,7 @@ async function lookup(
 }
 
 function remember(hash: string, record: KeyRecord | null): void {
-  if (memory.size >= memory_entries_max) memory.clear()
+  if (memory.size >= memory_entries_max) for (const oldest of memory.keys()) if (memory.delete(oldest)) break
   memory.set(hash, { record, until: Date.now() + memory_ms })
 }
 

@@ -5,16 +5,19 @@ import { cors } from 'hono/cors'
 import { ApiError } from '../src/errors.ts'
 import { admin } from './admin.ts'
 import type { AppEnv } from './app-env.ts'
-import { adminAuth, auth } from './auth.ts'
+import { adminAuth, auth, scope } from './auth.ts'
 import { backendState } from './backend.ts'
 import { purge, purgeTenant, setLifetime } from './cache-policy.ts'
 import { line } from './line.ts'
 import { model } from './model.ts'
 import { templates } from './template-routes.ts'
+import { standing } from './count.ts'
+import { tenantUsage } from './usage.ts'
 
 export { Directory } from './directory.ts'
 export { Flights } from './flights.ts'
 export { Templates } from './templates.ts'
+export { Registry } from './registry.ts'
 export { Tenant } from './tenant.ts'
 
 const body_bytes_max = 4 * 1024 * 1024
@@ -40,6 +43,9 @@ const exposed = [
   'x-ratelimit-limit-requests',
   'x-ratelimit-remaining-requests',
   'x-ratelimit-reset-requests',
+  'x-ratelimit-limit-tokens',
+  'x-ratelimit-remaining-tokens',
+  'x-ratelimit-reset-tokens',
 ]
 
 const modelObject = {
@@ -64,18 +70,19 @@ const app = new Hono<AppEnv>()
     const origin = c.env.CORS_ORIGINS === '*' ? '*' : c.env.CORS_ORIGINS.split(',')
     return cors({ origin, exposeHeaders: exposed, maxAge: 86_400 })(c, next)
   })
-  .post('/v1/chat/completions', auth, limitedBody, ...line)
+  .post('/v1/chat/completions', auth, scope('generate'), limitedBody, ...line)
   .all('/v1/chat/completions', wrongMethod('POST'))
-  .delete('/v1/cache', auth, ...purge)
-  .patch('/v1/cache', auth, limitedBody, ...setLifetime)
+  .delete('/v1/cache', auth, scope('generate'), standing, ...purge)
+  .patch('/v1/cache', auth, scope('generate'), standing, limitedBody, ...setLifetime)
   .delete('/admin/cache', adminAuth, ...purgeTenant)
-  .get('/v1/models', auth, (c) => c.json({ object: 'list', data: [modelObject] }))
-  .get('/v1/models/:id{.+}', auth, (c) => {
+  .get('/v1/models', auth, scope('read'), standing, (c) => c.json({ object: 'list', data: [modelObject] }))
+  .get('/v1/models/:id{.+}', auth, scope('read'), standing, (c) => {
     const id = c.req.param('id')
     if (id !== model.id)
       throw new ApiError('model_not_found', `The model '${id}' does not exist here.`, { param: 'model' })
     return c.json(modelObject)
   })
+  .get('/v1/usage', auth, scope('read'), standing, ...tenantUsage)
   .route('/v1/templates', templates)
   .route('/admin', admin)
   .get('/healthz', (c) => c.json({ status: 'ok' }))

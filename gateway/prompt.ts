@@ -13,6 +13,8 @@ export interface Prompt {
   /** Leading tokens that no tenant wrote. */
   sharedPrefixTokens: number
   sampling: ResolvedSampling
+  /** The caller set no max_tokens: what the limits hold may be less than sampling.max_tokens. */
+  openEnded: boolean
   stop: string[]
   /** The template that it was rendered from. */
   template: TemplateUse | null
@@ -73,5 +75,6 @@ function render(chat: ChatRequest, template: TemplateUse | null): Prompt {
   if (sampling.min_tokens > sampling.max_tokens) {
     throw new ApiError('invalid_value', "'min_tokens' is larger than 'max_tokens'.", { param: 'min_tokens' })
   }
-  return { tokenIds, sharedPrefixTokens, sampling, stop: chat.stop, template }
+  const openEnded = chat.sampling.max_tokens === undefined
+  return { tokenIds, sharedPrefixTokens, sampling, openEnded, stop: chat.stop, template }
 }

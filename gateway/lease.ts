@@ -1,0 +1,162 @@
+/**
+ * What one isolate counts by itself: request units leased from a tenant's object, so that most requests of a busy key
+ * ask nobody, and the requests and hits that it reports twice a second.
+ *
+ * An isolate asks for as many units as the key used here in the last second; a quiet key gets none and every request
+ * asks. A lease is used for one second from when it was asked for (so no clock but this one matters) and goes back
+ * with the next report, so unused units are withheld from others for about a second. An isolate that dies with a lease
+ * withholds it for a minute and loses up to half a second of request counts (never tokens: those are settled by the
+ * tenant's object). Globals hold plain data; the calls are made by whichever request is there.
+ */
+import { lease_ms, type Remaining } from './limits.ts'
+import type { Tenant } from './tenant.ts'
+import type { CountResult, Snapshot, Use } from './tenant-record.ts'
+import type { RequestCounts } from './usage-book.ts'
+
+const report_ms = 500
+/** A report that was promised and did not come in this time was lost with its request. */
+const report_lost_ms = 3_000
+/** Below this many requests a second a lease would save nothing. */
+const busy = 4
+const tenants_max = 10_000
+
+interface Held {
+  id: string
+  units: number
+  used: number
+  until_ms: number
+  snapshot: Snapshot
+}
+
+interface Demand {
+  second: number
+  now: number
+  before: number
+}
+
+interface Local {
+  leases: Map<string, Held>
+  demand: Map<string, Demand>
+  returned: { id: string; used: number }[]
+  counts: Map<string, RequestCounts>
+  report_due_ms: number
+}
+
+const tenants = new Map<string, Local>()
+
+type Object = DurableObjectStub<Tenant>
+
+/** Counts one request, from a lease where there is one. */
+export async function countRequest(tenantId: string, tenant: Object, use: Use): Promise<CountResult> {
+  const local = localOf(tenantId)
+  const now_ms = Date.now()
+  const scope = `${use.key_id} ${use.model}`
+  const held = local.leases.get(scope)
+  if (held !== undefined && held.used < held.units && now_ms < held.until_ms) {
+    held.used++
+    noteDemand(local, scope, now_ms)
+    return { standing: 'active', denial: null, snapshot: left(held), lease: null }
+  }
+  if (held !== undefined) retire(local, scope, held)
+  const wanted = noteDemand(local, scope, now_ms)
+  const returned = local.returned.splice(0)
+  const counted = await tenant.count(use, wanted, returned)
+  if (counted.standing !== 'active' || counted.lease === null) return counted
+  const { id, units } = counted.lease
+  const other = local.leases.get(scope)
+  if (other !== undefined) retire(local, scope, other)
+  local.leases.set(scope, { id, units, used: 0, until_ms: now_ms + lease_ms, snapshot: counted.snapshot })
+  return counted
+}
+
+/** Notes an answered request for the usage report, and sees that one will be sent. */
+export function noteRequest(
+  tenantId: string,
+  tenant: Object,
+  use: Use,
+  hit: boolean,
+  defer: (work: Promise<unknown>) => void,
+): void {
+  const local = localOf(tenantId)
+  const counts = countsOf(local, use)
+  counts.requests++
+  if (hit) counts.hits++
+  const now_ms = Date.now()
+  if (local.report_due_ms > now_ms - report_lost_ms) return
+  local.report_due_ms = now_ms + report_ms
+  defer(report(tenantId, tenant, local))
+}
+
+async function report(tenantId: string, tenant: Object, local: Local): Promise<void> {
+  for (;;) {
+    await scheduler.wait(report_ms)
+    const now_ms = Date.now()
+    for (const [scope, held] of local.leases) if (now_ms >= held.until_ms) retire(local, scope, held)
+    const counts = [...local.counts.values()]
+    const returned = local.returned.splice(0)
+    local.counts = new Map()
+    local.report_due_ms = now_ms + report_ms
+    try {
+      if (counts.length > 0 || returned.length > 0) await tenant.report(counts, returned)
+    } catch {
+      // They go with the next one.
+      local.returned.push(...returned)
+      for (const { requests, hits, ...use } of counts) {
+        const kept = countsOf(local, use)
+        kept.requests += requests
+        kept.hits += hits
+      }
+      break
+    }
+    if (local.leases.size === 0 && local.counts.size === 0) break
+  }
+  local.report_due_ms = 0
+  if (local.leases.size === 0 && local.counts.size === 0 && local.returned.length === 0)
+    tenants.delete(tenantId)
+}
+
+function localOf(tenantId: string): Local {
+  let local = tenants.get(tenantId)
+  if (local === undefined) {
+    if (tenants.size >= tenants_max) tenants.clear()
+    local = { leases: new Map(), demand: new Map(), returned: [], counts: new Map(), report_due_ms: 0 }
+    tenants.set(tenantId, local)
+  }
+  return local
+}
+
+function countsOf(local: Local, { key_id, model, template }: Use): RequestCounts {
+  const id = JSON.stringify([key_id, model, template])
+  let counts = local.counts.get(id)
+  if (counts === undefined) {
+    counts = { key_id, model, template, requests: 0, hits: 0 }
+    local.counts.set(id, counts)
+  }
+  return counts
+}
+
+function retire(local: Local, scope: string, { id, used }: Held): void {
+  local.leases.delete(scope)
+  local.returned.push({ id, used })
+}
+
+/** Counts this request; gives how many to ask for ahead, from the busier of this second and the last. */
+function noteDemand(local: Local, scope: string, now_ms: number): number {
+  const second = Math.floor(now_ms / 1000)
+  const known = local.demand.get(scope) ?? { second, now: 0, before: 0 }
+  if (known.second !== second) {
+    known.before = known.second === second - 1 ? known.now : 0
+    known.now = 0
+    known.second = second
+  }
+  known.now++
+  local.demand.set(scope, known)
+  const demand = Math.max(known.now, known.before)
+  return demand < busy ? 0 : demand
+}
+
+/** The units still held here are debited already, but they are this caller's. */
+function left({ snapshot: { requests, tokens }, units, used }: Held): Snapshot {
+  const more = (state: Remaining) => ({ ...state, remaining: state.remaining + units - used })
+  return { requests: requests === null ? null : more(requests), tokens }
+}

@@ -1,0 +1,65 @@
+/** Stands where the backend would: the worker's own fetch, in the tests' isolate. */
+import { afterEach, beforeEach, vi } from 'vitest'
+import type { GenerateRequest, TokenUsage } from '../../src/protocol.ts'
+
+export interface FakeBackend {
+  requests: GenerateRequest[]
+  cancelled: string[]
+  /** What a generation answers; its usage is also what a later cancel says. */
+  answer: (request: GenerateRequest) => Answer
+  /** What cancel says; undefined: the usage of the finish, if there was one. */
+  usage: TokenUsage | null | undefined
+}
+
+export interface Answer {
+  status?: number
+  tokens?: number[]
+  usage?: TokenUsage
+  /** Awaited before the first token, and before the finish. */
+  before?: Promise<unknown>
+  hold?: Promise<unknown>
+  /** How it ends: by a finish, or the stream breaks. */
+  broken?: boolean
+}
+
+export function fakeBackend(): FakeBackend {
+  const fake: FakeBackend = { requests: [], cancelled: [], answer: () => ({}), usage: undefined }
+  const finished = new Map<string, TokenUsage>()
+  beforeEach(() => {
+    Object.assign(fake, { requests: [], cancelled: [], answer: () => ({}), usage: undefined })
+    vi.stubGlobal('fetch', async (url: string, init: RequestInit) => {
+      const cancelled = /generate\/([^/]+)\/cancel$/.exec(url)?.[1]
+      if (cancelled !== undefined) {
+        fake.cancelled.push(cancelled)
+        const usage = fake.usage === undefined ? (finished.get(cancelled) ?? null) : fake.usage
+        return Response.json({ request_id: cancelled, usage })
+      }
+      const request = JSON.parse(init.body as string) as GenerateRequest
+      fake.requests.push(request)
+      const { status = 200, tokens = [1000, 1001], usage, before, hold, broken } = fake.answer(request)
+      await before
+      if (status !== 200) return new Response('broken', { status })
+      const used = usage ?? { prompt: request.token_ids.length, cached: 0, completion: tokens.length }
+      return new Response(body(request.request_id, tokens, used, hold, broken))
+    })
+  })
+  afterEach(() => vi.unstubAllGlobals())
+
+  function body(id: string, tokens: number[], usage: TokenUsage, hold?: Promise<unknown>, broken?: boolean) {
+    const event = (data: unknown) => new TextEncoder().encode(`data: ${JSON.stringify(data)}\n\n`)
+    const timing = { queue_ms: 0, prefill_ms: 0, decode_ms: 0 }
+    return new ReadableStream({
+      async start(controller) {
+        for (const token of tokens) controller.enqueue(event({ index: 0, token_ids: [token] }))
+        await hold
+        // An error overtakes what waits in the queue.
+        if (broken === true) await scheduler.wait(50)
+        if (broken === true) return controller.error(new Error('the backend died'))
+        finished.set(id, usage)
+        controller.enqueue(event({ index: 0, finish_reason: 'length', usage, timing }))
+        controller.close()
+      },
+    })
+  }
+  return fake
+}

@@ -1,0 +1,185 @@
+import { env } from 'cloudflare:workers'
+import { runDurableObjectAlarm } from 'cloudflare:test'
+import { afterEach, describe, expect, it, vi } from 'vitest'
+import { chat, get, json, newTenant, until } from './tenant-client.ts'
+import { fakeBackend } from './fake-backend.ts'
+
+const backend = fakeBackend()
+afterEach(() => vi.useRealTimers())
+
+/** "Hello" in the chat template. */
+const prompt_tokens = async (key: string) => {
+  const answer = await json<{ usage: { prompt_tokens: number } }>(chat(key, { max_tokens: 1 }))
+  return answer.usage.prompt_tokens
+}
+const tokensLeft = async (key: string) =>
+  Number((await get(key, '/v1/models')).headers.get('x-ratelimit-remaining-tokens'))
+
+const deferred = () => Promise.withResolvers<undefined>()
+
+describe('concurrent generations', () => {
+  it('five against a limit of three: exactly three, over and over', async () => {
+    const { key } = await newTenant({ limits: { concurrent: 3 } })
+    for (let round = 0; round < 25; round++) {
+      const gate = deferred()
+      backend.answer = () => ({ hold: gate.promise })
+      const answers = Array.from({ length: 5 }, () => chat(key, { max_tokens: 8, stream: true }))
+      const statuses = (await Promise.all(answers)).map(({ status }) => status)
+      expect(statuses.toSorted((a, b) => a - b)).toEqual([200, 200, 200, 429, 429])
+      gate.resolve(undefined)
+      await Promise.all(answers.map(async (answer) => (await answer).text()))
+      await until(
+        'free',
+        async () => (await chat(key, { max_tokens: 1 })).status,
+        (status) => status === 200,
+      )
+    }
+  })
+
+  it('a refusal names the limit and when to come back', async () => {
+    const { key } = await newTenant({ limits: { concurrent: 1 } })
+    const gate = deferred()
+    backend.answer = () => ({ hold: gate.promise })
+    const first = await chat(key, { stream: true })
+    const refused = await chat(key)
+    expect(refused.headers.get('retry-after-ms')).toBe('1000')
+    expect(await refused.json()).toMatchObject({
+      error: { param: 'concurrent', code: 'rate_limit_exceeded' },
+    })
+    gate.resolve(undefined)
+    await first.text()
+  })
+})
+
+describe('tokens', () => {
+  it('are reserved whole and given back but for what was used', async () => {
+    const { key } = await newTenant({ limits: { tokens_per_minute: 1000 } })
+    const gate = deferred()
+    backend.answer = () => ({ hold: gate.promise, tokens: [1000, 1001, 1002] })
+    const answer = await chat(key, { max_tokens: 500, stream: true })
+    const prompt = backend.requests[0]!.token_ids.length
+    expect(answer.headers.get('x-ratelimit-limit-tokens')).toBe('1000')
+    expect(answer.headers.get('x-ratelimit-remaining-tokens')).toBe(String(1000 - prompt - 500))
+    gate.resolve(undefined)
+    await answer.text()
+    await until(
+      'settled',
+      () => tokensLeft(key),
+      (left) => left === 1000 - prompt - 3,
+    )
+  })
+
+  it('that were cached cost their weight, and an answer from the edge costs none', async () => {
+    const { key } = await newTenant({ limits: { tokens_per_minute: 1000 }, cached_token_weight: 0.5 })
+    backend.answer = ({ token_ids }) => ({ usage: { prompt: token_ids.length, cached: 10, completion: 2 } })
+    const body = { max_tokens: 20, temperature: 0 }
+    await (await chat(key, body, { 'cache-control': 'max-age=60' })).text()
+    const left = 1000 - backend.requests[0]!.token_ids.length - 2 + 5
+    await until(
+      'settled',
+      () => tokensLeft(key),
+      (now) => now === left,
+    )
+    const again = await until(
+      'hit',
+      () => chat(key, body, { 'cache-control': 'max-age=60' }),
+      (answer) => answer.headers.get('cache-status')?.includes('hit') === true,
+    )
+    expect(again.headers.get('x-ratelimit-remaining-tokens')).toBe(String(left))
+  })
+
+  it('are given back whole when nothing ran', async () => {
+    const { key } = await newTenant({ limits: { tokens_per_minute: 1000, concurrent: 1 } })
+    backend.answer = () => ({ status: 500 })
+    expect((await chat(key, { max_tokens: 900 })).status).toBe(503)
+    await until(
+      'given back',
+      () => tokensLeft(key),
+      (left) => left === 1000,
+    )
+    backend.answer = () => ({})
+    expect((await chat(key, { max_tokens: 900 })).status).toBe(200)
+  })
+
+  it('cost what came through when the backend dies and forgets', async () => {
+    const { key } = await newTenant({ limits: { tokens_per_minute: 1000 } })
+    const prompt = await prompt_tokens((await newTenant()).key)
+    backend.answer = () => ({ tokens: [1000, 1001, 1002, 1003], broken: true })
+    expect(await (await chat(key, { max_tokens: 400, stream: true })).text()).toContain('backend_unavailable')
+    await until(
+      'settled',
+      () => tokensLeft(key),
+      (left) => left === 1000 - prompt - 4,
+    )
+  })
+
+  it('cost what the backend says when the caller goes away', async () => {
+    const { key } = await newTenant({ limits: { tokens_per_minute: 1000 } })
+    backend.usage = { prompt: 30, cached: 0, completion: 7 }
+    backend.answer = () => ({ hold: new Promise(() => undefined) })
+    const answer = await chat(key, { max_tokens: 400, stream: true })
+    const reader = answer.body!.getReader()
+    await reader.read()
+    await reader.cancel()
+    await until(
+      'settled',
+      () => tokensLeft(key),
+      (left) => left === 1000 - 37,
+    )
+    expect(backend.cancelled).toHaveLength(1)
+  })
+
+  it('cap an answer whose caller set no max_tokens, and refuse one that no waiting would let in', async () => {
+    const { key } = await newTenant({ limits: { tokens_per_minute: 100 } })
+    expect((await chat(key)).status).toBe(200)
+    const { token_ids, sampling } = backend.requests[0]!
+    expect(token_ids.length + sampling.max_tokens!).toBe(100)
+    const never = await chat(key, { max_tokens: 101 })
+    expect(never.status).toBe(400)
+    expect(await never.json()).toMatchObject({ error: { code: 'limit_below_request' } })
+  })
+
+  it('of a day and a month are budgets', async () => {
+    const { key } = await newTenant({ limits: { tokens_per_day: 60 } })
+    expect((await chat(key, { max_tokens: 10 })).status).toBe(200)
+    const refused = await until(
+      'spent',
+      () => chat(key, { max_tokens: 35 }),
+      ({ status }) => status === 429,
+    )
+    expect(await refused.json()).toMatchObject({ error: { param: 'tokens_per_day' } })
+    expect(Number(refused.headers.get('retry-after'))).toBeLessThanOrEqual(86_400)
+  })
+})
+
+describe('an orphaned generation', () => {
+  const use = (key_id: string) => ({ key_id, model: 'tiny', template: '' })
+  const ask = { prompt_tokens: 100, max_tokens: 400, room_tokens: 400, least_tokens: 1 }
+
+  it('is stopped and settled by the alarm, and a late settle does nothing', async () => {
+    const { id, key, keyId } = await newTenant({ limits: { tokens_per_minute: 1000, concurrent: 1 } })
+    const tenant = env.TENANT.getByName(id)
+    await tenant.admit('req_lost', use(keyId), ask)
+    expect(await tokensLeft(key)).toBe(500)
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 31_000 })
+    backend.usage = { prompt: 100, cached: 0, completion: 11 }
+    await scheduler.wait(1_100)
+    expect(await runDurableObjectAlarm(tenant)).toBe(true)
+    expect(backend.cancelled).toEqual(['req_lost'])
+    expect(await tokensLeft(key)).toBe(1000 - 111)
+    await tenant.settle('req_lost', use(keyId), { prompt: 100, cached: 0, completion: 400 })
+    expect(await tokensLeft(key)).toBe(1000 - 111)
+  })
+
+  it('is left alone while its gateway renews it', async () => {
+    const { id, keyId } = await newTenant({ limits: { concurrent: 1 } })
+    const tenant = env.TENANT.getByName(id)
+    await tenant.admit('req_alive', use(keyId), ask)
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 25_000 })
+    await tenant.renew(['req_alive'])
+    vi.setSystemTime(Date.now() + 25_000)
+    await scheduler.wait(1_100)
+    await runDurableObjectAlarm(tenant)
+    expect(backend.cancelled).toEqual([])
+  })
+})

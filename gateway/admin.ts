@@ -11,6 +11,7 @@ import { adminAuth } from './auth.ts'
 import { directoryOf, hashKey } from './identify.ts'
 import { unlimited, type Limits } from './limits.ts'
 import { keys_max, new_tenant } from './tenant.ts'
+import { operatorTemplates } from './template-routes.ts'
 import { isTenantId, type TenantKey } from './tenant-record.ts'
 import { operatorUsage } from './usage.ts'
 
@@ -18,6 +19,13 @@ type C = Context<AppEnv>
 
 export const admin = new Hono<AppEnv>()
   .use(adminAuth)
+  .use('/templates/*', async function auditTemplates(c, next) {
+    await next()
+    const path = new URL(c.req.url).pathname
+    if (c.req.method !== 'GET' && c.res.ok)
+      await audit(c, `template.${c.req.method.toLowerCase()}`, '', path, {})
+  })
+  .route('/templates', operatorTemplates)
   .post('/tenants', async (c) => {
     const asked = await readBody(c.req, NewTenant)
     const { model_limits = {}, limits = {}, ...rest } = given(asked)

@@ -16,6 +16,9 @@ export const chat = factory.createHandlers(async function chat(c) {
     key === null
       ? deltas
       : keep(deltas, ttl_s, async (entry) => {
+          // The caller's limits ended it, not the request: the same request may get more later.
+          const { reason, usage } = entry.finish
+          if (reason === 'length' && usage.completion < prompt.sampling.max_tokens) return
           defer(storeFar(c.env, key, entry))
           await storeNear(key, entry)
         })

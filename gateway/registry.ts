@@ -8,7 +8,7 @@ export interface AuditEntry {
   /** `tenant.create`, `key.revoke` ... */
   action: string
   tenant_id: string
-  /** A key's id; empty: the tenant itself. */
+  /** A key's id, or a template's path; empty: the tenant itself. */
   target: string
   request_id: string
   /** What was asked, without any secret. */

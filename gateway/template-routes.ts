@@ -6,8 +6,9 @@ import { Hono, type Context } from 'hono'
 import * as z from 'zod/mini'
 import { ApiError } from '../src/errors.ts'
 import type { AppEnv } from './app-env.ts'
-import { auth } from './auth.ts'
+import { auth, scope } from './auth.ts'
 import { invalid, parseJson } from './chat-request.ts'
+import { standing } from './count.ts'
 import { parseTemplate, type TemplateBody } from './template.ts'
 import { differences } from './template-diff.ts'
 import { published_prefix, templatesOf } from './template-use.ts'
@@ -112,7 +113,7 @@ function routes(
     })
 }
 
-export const templates: Hono<AppEnv> = new Hono<AppEnv>().use(auth).route(
+export const templates: Hono<AppEnv> = new Hono<AppEnv>().use(auth, scope('templates'), standing).route(
   '/',
   routes(
     'tpl_',

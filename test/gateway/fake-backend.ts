@@ -40,12 +40,20 @@ export function fakeBackend(): FakeBackend {
       await before
       if (status !== 200) return new Response('broken', { status })
       const used = usage ?? { prompt: request.token_ids.length, cached: 0, completion: tokens.length }
-      return new Response(body(request.request_id, tokens, used, hold, broken))
+      const reason = tokens.length < (request.sampling.max_tokens ?? Infinity) ? 'stop' : 'length'
+      return new Response(body(request.request_id, tokens, reason, used, hold, broken))
     })
   })
   afterEach(() => vi.unstubAllGlobals())
 
-  function body(id: string, tokens: number[], usage: TokenUsage, hold?: Promise<unknown>, broken?: boolean) {
+  function body(
+    id: string,
+    tokens: number[],
+    finish_reason: string,
+    usage: TokenUsage,
+    hold?: Promise<unknown>,
+    broken?: boolean,
+  ) {
     const event = (data: unknown) => new TextEncoder().encode(`data: ${JSON.stringify(data)}\n\n`)
     const timing = { queue_ms: 0, prefill_ms: 0, decode_ms: 0 }
     return new ReadableStream({
@@ -56,7 +64,7 @@ export function fakeBackend(): FakeBackend {
         if (broken === true) await scheduler.wait(50)
         if (broken === true) return controller.error(new Error('the backend died'))
         finished.set(id, usage)
-        controller.enqueue(event({ index: 0, finish_reason: 'length', usage, timing }))
+        controller.enqueue(event({ index: 0, finish_reason, usage, timing }))
         controller.close()
       },
     })

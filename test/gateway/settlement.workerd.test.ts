@@ -1,6 +1,7 @@
 import { env } from 'cloudflare:workers'
 import { runDurableObjectAlarm } from 'cloudflare:test'
 import { afterEach, describe, expect, it, vi } from 'vitest'
+import { admin } from './edge-client.ts'
 import { chat, get, json, newTenant, until } from './tenant-client.ts'
 import { fakeBackend } from './fake-backend.ts'
 
@@ -137,6 +138,17 @@ describe('tokens', () => {
     const never = await chat(key, { max_tokens: 101 })
     expect(never.status).toBe(400)
     expect(await never.json()).toMatchObject({ error: { code: 'limit_below_request' } })
+  })
+
+  it('a capped answer is not kept for when there is more room', async () => {
+    const { id, key } = await newTenant({ limits: { tokens_per_minute: 100 } })
+    const keep = { 'cache-control': 'max-age=60' }
+    backend.answer = ({ sampling }) => ({ tokens: Array<number>(sampling.max_tokens ?? 0).fill(1000) })
+    await (await chat(key, { temperature: 0 }, keep)).text()
+    await admin(`/tenants/${id}`, { limits: { tokens_per_minute: null } }, 'PATCH')
+    const again = await chat(key, { temperature: 0 }, keep)
+    expect(again.headers.get('cache-status')).toContain('fwd=miss')
+    expect(backend.requests[1]!.sampling.max_tokens).toBeGreaterThan(100)
   })
 
   it('of a day and a month are budgets', async () => {

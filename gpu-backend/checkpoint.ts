@@ -8,6 +8,7 @@ import { open, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import * as z from 'zod/mini'
 import type { GenerationDefaults } from '../src/sampling.ts'
+import { Config, ids, modelConfig } from './model-config.ts'
 import type { NativeModelConfig, TensorEntry } from './native-addon.ts'
 import { CheckpointError, readHeader } from './safetensors.ts'
 
@@ -21,36 +22,11 @@ export interface Checkpoint {
   tensors: TensorEntry[]
   weightBytes: number
   parameters: number
-  /** The dtype most weights are stored in: BF16, F16 or F32. */
+  /** The dtype most weights are stored in: BF16, F16, F32, or I32 where they are four-bit. */
   dtype: string
   /** SHA-256 (hex) over configuration, tensor table, file sizes and a sample of the content. */
   revision: string
 }
-
-const positive = z.int().check(z.gte(1))
-const ids = z.union([z.int(), z.array(z.int())])
-
-const Config = z.object({
-  model_type: z.literal('qwen2'),
-  hidden_act: z.optional(z.literal('silu')),
-  hidden_size: positive,
-  num_hidden_layers: positive,
-  num_attention_heads: positive,
-  num_key_value_heads: z.optional(positive),
-  head_dim: z.nullish(positive),
-  intermediate_size: positive,
-  vocab_size: positive,
-  max_position_embeddings: positive,
-  rms_norm_eps: z.optional(z.number()),
-  rope_theta: z.optional(z.number()),
-  rope_scaling: z.nullish(z.looseObject({})),
-  rope_parameters: z.nullish(
-    z.looseObject({ rope_theta: z.optional(z.number()), rope_type: z.optional(z.string()) }),
-  ),
-  tie_word_embeddings: z.optional(z.boolean()),
-  use_sliding_window: z.optional(z.boolean()),
-  eos_token_id: z.nullish(ids),
-})
 
 const GenerationConfig = z.object({
   eos_token_id: z.nullish(ids),
@@ -74,7 +50,7 @@ export async function readCheckpoint(dir: string): Promise<Checkpoint> {
   const generation = (await readJson(dir, 'generation_config.json', GenerationConfig)) ?? {}
   const { files, tensors } = await readTable(dir)
   return {
-    config: toNative(dir, config, await tokenizerVocabulary(dir)),
+    config: modelConfig(join(dir, 'config.json'), config, await tokenizerVocabulary(dir)),
     eosTokenIds: [generation.eos_token_id ?? config.eos_token_id ?? []].flat(),
     generationDefaults: {
       temperature: generation.do_sample === false ? 0 : (generation.temperature ?? 1),
@@ -88,35 +64,6 @@ export async function readCheckpoint(dir: string): Promise<Checkpoint> {
     parameters: tensors.reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0),
     dtype: mostCommonDtype(tensors),
     revision: await revisionOf(config, files, tensors),
-  }
-}
-
-function toNative(
-  dir: string,
-  config: z.infer<typeof Config>,
-  tokens: number | undefined,
-): NativeModelConfig {
-  const refuse = (what: string) => new CheckpointError(`${join(dir, 'config.json')}: ${what}`)
-  if (config.use_sliding_window === true) throw refuse('use_sliding_window is not supported')
-  const scaling = config.rope_scaling ?? config.rope_parameters
-  const type = scaling?.['rope_type'] ?? scaling?.['type'] ?? 'default'
-  if (type !== 'default') throw refuse(`RoPE of type ${JSON.stringify(type)} is not supported`)
-  const headDim = config.head_dim ?? config.hidden_size / config.num_attention_heads
-  if (!Number.isInteger(headDim)) throw refuse('hidden_size is not a multiple of num_attention_heads')
-  return {
-    hidden: config.hidden_size,
-    layers: config.num_hidden_layers,
-    heads: config.num_attention_heads,
-    kvHeads: config.num_key_value_heads ?? config.num_attention_heads,
-    headDim,
-    intermediate: config.intermediate_size,
-    vocab: config.vocab_size,
-    tokenizerVocab: Math.min(tokens ?? config.vocab_size, config.vocab_size),
-    context: config.max_position_embeddings,
-    rmsNormEps: config.rms_norm_eps ?? 1e-6,
-    // transformers' defaults for a Qwen2 configuration that leaves them out
-    ropeTheta: config.rope_theta ?? config.rope_parameters?.rope_theta ?? 10000,
-    tied: config.tie_word_embeddings ?? false,
   }
 }
 

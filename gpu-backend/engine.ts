@@ -34,6 +34,8 @@ export interface EngineOptions {
   kernels?: string
   /** Tokens that exist; the rows above are never sampled. Default: what tokenizer.json says, else all rows. */
   tokenizerVocabSize?: number
+  /** 'int8' rounds the matrices when they are loaded: half the memory of bf16 and up to twice the speed of decode. */
+  weights?: 'stored' | 'int8'
   /** Checks the block accounting whenever the last request ends. Default false. */
   checkWhenIdle?: boolean
 }
@@ -131,6 +133,7 @@ const finish_reasons = ['stop', 'length', 'cancelled', 'deadline'] as const sati
 export async function openEngine(options: EngineOptions): Promise<Engine> {
   const checkpoint = await readCheckpoint(options.modelDir)
   checkpoint.config.tokenizerVocab = options.tokenizerVocabSize ?? checkpoint.config.tokenizerVocab
+  const revision = weightsAsAsked(options, checkpoint)
   const handlers = new Map<number, (event: EngineEvent) => void>()
   const native = await loadAddon()
     .open(
@@ -138,7 +141,7 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
         files: checkpoint.files,
         tensors: checkpoint.tensors,
         config: checkpoint.config,
-        revision: checkpoint.revision,
+        revision,
         threads: options.threads ?? 0,
         kernels: options.kernels ?? '',
         kvBytes: kvBytes(options, checkpoint),
@@ -193,6 +196,15 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
       return closing
     },
   }
+}
+
+/** @returns what names the cached blocks: other weights give other numbers. */
+function weightsAsAsked({ weights = 'stored' }: EngineOptions, { config, revision }: Checkpoint): string {
+  if (weights === 'stored') return revision
+  if (config.weights !== 'stored')
+    throw new CheckpointError(`${config.weights} weights have four bits already: leave WEIGHTS unset`)
+  config.weights = weights
+  return `${revision} ${weights}`
 }
 
 /** Bytes of keys and values per token: fp32, two per layer and KV head; values are padded to 16 channels. */

@@ -29,7 +29,26 @@ export interface NativeModelConfig {
   context: number
   rmsNormEps: number
   ropeTheta: number
+  /** 1: no YaRN. */
+  yarnFactor: number
+  /** Tokens of the context that was trained. */
+  yarnOriginal: number
+  yarnBetaFast: number
+  yarnBetaSlow: number
+  /** Of cos and sin; 0: 0.1 ln(factor) + 1. */
+  yarnAttentionFactor: number
   tied: boolean
+  /** 0: dense. */
+  experts: number
+  topK: number
+  /** Inner width of a routed expert, and of the shared one. */
+  expertInner: number
+  sharedInner: number
+  renormalise: boolean
+  /** How matrices are stored; 'int8' is rounded when loaded. */
+  weights: 'stored' | 'int8' | 'gptq' | 'awq'
+  /** Inputs that share a scale; gptq and awq alone. */
+  quantGroup: number
 }
 
 export interface NativeOptions {

@@ -12,6 +12,7 @@ export interface Settings {
   maxBatch?: number
   prefillChunk?: number
   maxQueue?: number
+  weights: 'stored' | 'int8'
   drainSeconds: number
   log: 'warn' | 'info'
 }
@@ -45,6 +46,11 @@ export function readSettings(argv: readonly string[]): Settings {
     .addOption(count('--prefill-chunk <tokens>', 'PREFILL_CHUNK', 'prompt tokens a step takes', 16, 65_536))
     .addOption(count('--max-queue <n>', 'MAX_QUEUE', 'requests that may wait', 1, 1_000_000))
     .addOption(
+      option('--weights <form>', 'WEIGHTS', 'int8 rounds the matrices when they are loaded')
+        .choices(['stored', 'int8'])
+        .default('stored'),
+    )
+    .addOption(
       count('--drain <seconds>', 'DRAIN_SECONDS', 'on SIGTERM, for running requests', 0, 3600).default(25),
     )
     .addOption(
@@ -64,6 +70,7 @@ export function readSettings(argv: readonly string[]): Settings {
     maxBatch?: number
     prefillChunk?: number
     maxQueue?: number
+    weights: 'stored' | 'int8'
     drain: number
     log: 'warn' | 'info'
   }>()
@@ -85,6 +92,7 @@ export function readSettings(argv: readonly string[]): Settings {
     ...(maxBatch === undefined ? {} : { maxBatch }),
     ...(prefillChunk === undefined ? {} : { prefillChunk }),
     ...(maxQueue === undefined ? {} : { maxQueue }),
+    weights: given.weights,
     drainSeconds: given.drain,
     log: given.log,
   }

@@ -228,6 +228,15 @@ function toF16(bf16: number): number {
   return sign | ((exponent + 15) << 10) | ((mantissa & 0x7f) << 3)
 }
 
+const gptq = { quant_method: 'gptq', bits: 4, group_size: 128 }
+const moe = {
+  model_type: 'qwen2_moe',
+  num_experts: 8,
+  num_experts_per_tok: 2,
+  moe_intermediate_size: 16,
+  shared_expert_intermediate_size: 16,
+}
+
 describe('config.json', () => {
   const change = (changes: object): void => {
     const path = join(dir, 'config.json')
@@ -246,6 +255,19 @@ describe('config.json', () => {
     [{ rope_scaling: { type: 'dynamic', factor: 2 } }, 'dynamic'],
     [{ rope_theta: -1 }, 'rope_theta'],
     [{ hidden_act: 'gelu' }, 'hidden_act'],
+    [{ rope_scaling: { type: 'yarn' } }, 'wants a factor'],
+    [{ rope_scaling: { type: 'yarn', factor: 0.5 } }, 'factor must lie in'],
+    [{ rope_scaling: { type: 'yarn', factor: 4, beta_fast: 1, beta_slow: 2 } }, 'beta_fast >= beta_slow'],
+    [{ model_type: 'qwen2_moe' }, 'num_experts'],
+    [{ ...moe, num_experts_per_tok: 9 }, 'num_experts_per_tok must lie in [1, num_experts]'],
+    [{ ...moe, mlp_only_layers: [0] }, 'dense layers between'],
+    [moe, 'model.layers.0.mlp.gate.weight: is missing'],
+    [{ quantization_config: { quant_method: 'bitsandbytes' } }, 'quantised by "bitsandbytes"'],
+    [{ quantization_config: { ...gptq, bits: 8 } }, 'gptq of 8 bits'],
+    [{ quantization_config: { ...gptq, desc_act: true } }, 'desc_act'],
+    [{ quantization_config: { ...gptq, group_size: 100 } }, 'group_size of 100'],
+    [{ quantization_config: { ...gptq, quant_method: 'awq', version: 'gemv' } }, 'awq of version "gemv"'],
+    [{ quantization_config: gptq }, 'q_proj.qweight: is missing'],
   ])('that says %j is refused', async (changes, message) => {
     change(changes)
     expect(await refusal()).toContain(message)

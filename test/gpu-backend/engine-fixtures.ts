@@ -31,6 +31,39 @@ export const fixtureNames = readdirSync(golden)
   .filter((file) => file.endsWith('.logits.bin'))
   .map((file) => file.slice(0, -'.logits.bin'.length))
 
+/** ||got - want|| / ||want|| */
+export function relativeError(got: Float32Array, want: Float32Array): number {
+  let difference = 0
+  let norm = 0
+  for (const [i, value] of want.entries()) {
+    difference += (got[i]! - value) ** 2
+    norm += value ** 2
+  }
+  return Math.sqrt(difference / norm)
+}
+
+/** Means over rows: the divergence KL(want || got) in nats, and the share of rows with the same most likely token. */
+export function loss(got: Float32Array, want: Float32Array, width: number): { kl: number; sameTop: number } {
+  const rows = want.length / width
+  let kl = 0
+  let same = 0
+  for (let row = 0; row < rows; row++) {
+    const [a, b] = [want, got].map((all) => all.subarray(row * width, (row + 1) * width)) as [
+      Float32Array,
+      Float32Array,
+    ]
+    const norm = (x: Float32Array): number => {
+      const top = x.reduce((m, v) => Math.max(m, v))
+      return top + Math.log(x.reduce((sum, v) => sum + Math.exp(v - top), 0))
+    }
+    const [normA, normB] = [norm(a), norm(b)]
+    for (let i = 0; i < width; i++) kl += Math.exp(a[i]! - normA) * (a[i]! - normA - (b[i]! - normB))
+    const top = (x: Float32Array): number => x.reduce((best, v, i) => (v > x[best]! ? i : best), 0)
+    if (top(a) === top(b)) same++
+  }
+  return { kl: kl / rows, sameTop: same / rows }
+}
+
 export const greedy: ResolvedSampling = {
   temperature: 0,
   top_p: 1,

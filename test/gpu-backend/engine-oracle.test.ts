@@ -1,21 +1,12 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { openEngine, type Engine } from '../../gpu-backend/engine.ts'
 import { loadAddon } from '../../gpu-backend/native-addon.ts'
-import { fixtureNames, generate, loadFixture } from './engine-fixtures.ts'
+import { fixtureNames, generate, loadFixture, relativeError } from './engine-fixtures.ts'
 
-/** ||got - want|| / ||want|| */
-function relativeError(got: Float32Array, want: Float32Array): number {
-  let difference = 0
-  let norm = 0
-  for (const [i, value] of want.entries()) {
-    difference += (got[i]! - value) ** 2
-    norm += value ** 2
-  }
-  return Math.sqrt(difference / norm)
-}
-
-it('has fixtures, tied and untied', () => {
-  expect(fixtureNames).toEqual(expect.arrayContaining(['dense-gqa-tied', 'dense-gqa-untied']))
+it('has fixtures of the whole family', () => {
+  expect(fixtureNames).toEqual(
+    expect.arrayContaining(['dense-gqa-tied', 'dense-gqa-untied', 'moe', 'yarn', 'gptq', 'awq']),
+  )
 })
 
 describe.each(fixtureNames)('%s answers as transformers does in fp32', (name) => {

@@ -61,6 +61,14 @@ std::vector<TokenId> tokens(const Napi::Object& object, const char* name) {
   return {array.Data(), array.Data() + array.ElementLength()};
 }
 
+WeightFormat weight_format(const std::string& name) {
+  if (name == "stored") return WeightFormat::stored;
+  if (name == "int8") return WeightFormat::int8;
+  if (name == "gptq") return WeightFormat::gptq;
+  if (name == "awq") return WeightFormat::awq;
+  refuse("weights", "one of stored, int8, gptq and awq");
+}
+
 ModelConfig parse_config(const Napi::Object& object) {
   ModelConfig config;
   config.hidden = whole(object, "hidden");
@@ -75,6 +83,18 @@ ModelConfig parse_config(const Napi::Object& object) {
   config.rms_norm_eps = static_cast<float>(number(object, "rmsNormEps"));
   config.rope_theta = static_cast<float>(number(object, "ropeTheta"));
   config.tied = boolean(object, "tied");
+  config.yarn.factor = static_cast<float>(number(object, "yarnFactor"));
+  config.yarn.original = whole(object, "yarnOriginal");
+  config.yarn.beta_fast = static_cast<float>(number(object, "yarnBetaFast"));
+  config.yarn.beta_slow = static_cast<float>(number(object, "yarnBetaSlow"));
+  config.yarn.attention_factor = static_cast<float>(number(object, "yarnAttentionFactor"));
+  config.moe.experts = whole(object, "experts");
+  config.moe.top_k = whole(object, "topK");
+  config.moe.inner = whole(object, "expertInner");
+  config.moe.shared = whole(object, "sharedInner");
+  config.moe.renormalise = boolean(object, "renormalise");
+  config.weights = weight_format(text(object, "weights"));
+  config.quant_group = whole(object, "quantGroup");
   return config;
 }
 

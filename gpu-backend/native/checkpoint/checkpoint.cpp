@@ -71,16 +71,31 @@ Checkpoint::Checkpoint(const std::vector<std::string>& files, const std::vector<
   }
 }
 
-TensorView Checkpoint::tensor(const std::string& name, const std::vector<std::size_t>& shape) const {
+const TableEntry& Checkpoint::find(const std::string& name, const std::vector<std::size_t>& shape) const {
   const auto found = entries_.find(name);
   if (found == entries_.end()) {
     const std::string where = files_.empty() ? "checkpoint" : files_.front().path();
     refuse(where, name, "is missing");
   }
   const TableEntry& entry = found->second;
-  const MappedFile& file = files_[entry.file];
   if (!std::ranges::equal(entry.shape, shape))
-    refuse(file.path(), name, concat("has shape ", show(entry.shape), ", config.json implies ", show(shape)));
+    refuse(files_[entry.file].path(), name,
+           concat("has shape ", show(entry.shape), ", config.json implies ", show(shape)));
+  return entry;
+}
+
+std::vector<std::uint32_t> Checkpoint::words(const std::string& name, const std::vector<std::size_t>& shape) const {
+  const TableEntry& entry = find(name, shape);
+  const MappedFile& file = files_[entry.file];
+  if (entry.dtype != "I32") refuse(file.path(), name, concat("has dtype ", entry.dtype, "; I32 is wanted"));
+  std::vector<std::uint32_t> words((entry.end - entry.begin) / sizeof(std::uint32_t));
+  std::memcpy(words.data(), file.data() + entry.begin, words.size() * sizeof(std::uint32_t));
+  return words;
+}
+
+TensorView Checkpoint::tensor(const std::string& name, const std::vector<std::size_t>& shape) const {
+  const TableEntry& entry = find(name, shape);
+  const MappedFile& file = files_[entry.file];
   const auto dtype = parse_dtype(entry.dtype);
   if (!dtype) refuse(file.path(), name, concat("has dtype ", entry.dtype, "; F32, F16 or BF16 is wanted"));
 

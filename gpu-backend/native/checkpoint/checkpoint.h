@@ -32,10 +32,14 @@ class Checkpoint {
 
   /** The tensor of that name with exactly that shape and a dtype we compute with, free of NaN and infinity. */
   [[nodiscard]] TensorView tensor(const std::string& name, const std::vector<std::size_t>& shape) const;
+  /** Packed 32-bit words (dtype I32) of exactly that shape, copied out. */
+  [[nodiscard]] std::vector<std::uint32_t> words(const std::string& name, const std::vector<std::size_t>& shape) const;
   [[nodiscard]] bool has(const std::string& name) const { return entries_.contains(name); }
   [[nodiscard]] std::size_t bytes() const { return bytes_; }
 
  private:
+  [[nodiscard]] const TableEntry& find(const std::string& name, const std::vector<std::size_t>& shape) const;
+
   std::vector<MappedFile> files_;
   std::unordered_map<std::string, TableEntry> entries_;
   mutable std::vector<std::unique_ptr<std::byte[]>> realigned_;  // copies of tensors the file leaves unaligned

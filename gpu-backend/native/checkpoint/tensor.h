@@ -38,4 +38,17 @@ struct TensorView {
   [[nodiscard]] std::size_t bytes() const { return elements() * size_of(dtype); }
 };
 
+/** How weight matrices are stored: as they are, rounded to int8 when loaded, or four-bit in the checkpoint already. */
+enum class WeightFormat : std::uint8_t { stored, int8, gptq, awq };
+
+/**
+ * A four-bit matrix in host memory, whatever format it came from. `nibbles` is [out][in / 2]; each run of 32 inputs is
+ * 16 bytes, byte b holding input b in its low half and input b + 16 in its high half, so that both unpack in order.
+ */
+struct Int4Matrix {
+  std::size_t out = 0, in = 0, group = 0;  // group: a multiple of 32 that divides `in`
+  std::vector<std::uint8_t> nibbles;
+  std::vector<float> scales, offsets;  // [out][in / group]
+};
+
 }  // namespace qe

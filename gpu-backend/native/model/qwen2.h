@@ -10,8 +10,9 @@
 namespace qe {
 
 /**
- * Qwen2, dense: pre-norm blocks of grouped-query attention (bias on Q, K, V only; rotate-half RoPE) and SwiGLU.
- * Source of the arithmetic: transformers' modeling_qwen2.py, computed in fp32 from the weights as stored.
+ * Qwen2: pre-norm blocks of grouped-query attention (bias on Q, K, V; rotate-half RoPE) and SwiGLU, dense or as a
+ * mixture of routed experts beside one shared expert behind a sigmoid gate. Source of the arithmetic: transformers'
+ * modeling_qwen2.py and modeling_qwen2_moe.py, computed in fp32 from the weights as stored.
  */
 class Qwen2 {
  public:
@@ -27,26 +28,42 @@ class Qwen2 {
   [[nodiscard]] AttentionShape attention_shape() const;
 
  private:
-  struct Layer {
-    Buffer input_norm, post_norm;   // [hidden]
-    Weight q, k, v, o;              // [heads * dim][hidden], [kv * dim][hidden] twice, [hidden][heads * dim]
-    Buffer q_bias, k_bias, v_bias;  // [out]
-    Weight gate, up, down;          // [intermediate][hidden] twice, [hidden][intermediate]
+  /** A matrix and, where the checkpoint has one, its bias. */
+  struct Projected {
+    Weight weight;  // [out][in]
+    Buffer bias;    // [out] or null
+    [[nodiscard]] Linear to(float* y, bool add = false) const { return {&weight, bias.get(), y, add}; }
   };
+  struct FeedForward {
+    Projected gate, up, down;  // [inner][hidden] twice, [hidden][inner]
+    std::size_t inner = 0;
+  };
+  struct Layer {
+    Buffer input_norm, post_norm;  // [hidden]
+    Projected q, k, v, o;          // [heads * dim][hidden], [kv * dim][hidden] twice, [hidden][heads * dim]
+    FeedForward dense;             // the shared expert of a sparse layer
+    Experts experts;               // of a sparse layer
+    Weight router, shared_gate;    // of a sparse layer: [experts][hidden], [1][hidden]
+  };
+  class Loader;
 
   void attention_block(std::size_t index, std::size_t rows);
   void feed_forward(const Layer& layer, std::size_t rows);
+  /** down(silu(gate x) * up x) of the normalised rows, into y or added to it. */
+  void swiglu(const FeedForward& part, std::size_t rows, float* y, bool add);
 
   ModelConfig config_;
   Ops& ops_;
   std::size_t rows_max_;
-  Weight embedding_, head_;  // [vocab][hidden]
+  Weight embedding_, head_;  // [vocab][hidden]; the embedding is always as stored
   Buffer final_norm_;        // [hidden]
   std::vector<Layer> layers_;
   Buffer x_, normed_;    // [rows_max][hidden]
   Buffer q_, attended_;  // [rows_max][heads * dim]
   Buffer k_, v_;         // [rows_max][kv * dim]
   Buffer gate_, up_;     // [rows_max][intermediate]
+  Buffer router_;        // [rows_max][experts + 1]: the router's logits, then the shared expert's gate
+  Buffer shared_;        // [rows_max][hidden]
   Buffer logits_;        // [rows that want logits, grown on demand][vocab]
   std::size_t logit_rows_ = 0;
 };

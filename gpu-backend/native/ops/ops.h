@@ -7,17 +7,32 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "base/types.h"
 #include "checkpoint/tensor.h"
 
 namespace qe {
 
+/** plain: numbers of a dtype. int8, int4: w[o][i] = scales[o][i / group] * q[o][i] + offsets[o][i / group]. */
+enum class Packing : std::uint8_t { plain, int8, int4 };
+
 /** A weight matrix on the device, [out][in] row major; its memory belongs to the Ops that made it. */
 struct Weight {
   const void* data = nullptr;
-  DType dtype = DType::f32;
+  DType dtype = DType::f32;  // of a plain matrix
   std::size_t out = 0;
   std::size_t in = 0;
+  Packing packing = Packing::plain;
+  std::size_t group = 0;           // inputs that share a scale; divides `in`
+  const float* scales = nullptr;   // [out][in / group]
+  const float* offsets = nullptr;  // the same; null: 0
+};
+
+/** The routed experts of one sparse layer. */
+struct Experts {
+  std::vector<Weight> gate, up, down;  // per expert: [inner][hidden] twice, [hidden][inner]
+  std::size_t top_k = 0;
+  bool renormalise = false;  // whether the chosen experts' weights are scaled to sum to 1
 };
 
 /** Memory on the device, freed with the handle. */
@@ -77,6 +92,9 @@ class Ops {
 
   /** Keeps the tensor's own dtype; the view must outlive the Ops. */
   virtual Weight upload_matrix(const TensorView& tensor) = 0;
+  /** Rounded to eight bits, a scale for each group of inputs; plain where `in` is no multiple of 16. */
+  virtual Weight upload_int8(const TensorView&) { return lacks("int8 weights"); }
+  virtual Weight upload_int4(const Int4Matrix&) { return lacks("four-bit weights"); }
   /** Widened to fp32, [n]. */
   virtual Buffer upload_vector(const TensorView& tensor) = 0;
   /** Zeroed floats. */
@@ -103,10 +121,27 @@ class Ops {
   virtual void attention(std::size_t layer, const float* q, float* out) = 0;
   /** y = silu(gate) * up; [count] */
   virtual void silu_mul(const float* gate, const float* up, std::size_t count, float* y) = 0;
+  /** y += sum of weight_e * expert_e(x) over the top_k experts e of each row, in ascending e, where the weights are a
+      softmax over all of the row's router logits; x, y: [rows][hidden]; router: [rows][experts] */
+  virtual void experts(const float* /*x*/, const float* /*router*/, std::size_t /*rows*/, const Experts&,
+                       float* /*y*/) {
+    lacks("mixtures of experts");
+  }
+  /** y[row] += sigmoid(gate[row]) * x[row]; gate: [rows]; x, y: [rows][width] */
+  virtual void add_gated(const float* /*gate*/, const float* /*x*/, std::size_t /*rows*/, std::size_t /*width*/,
+                         float* /*y*/) {
+    lacks("gated experts");
+  }
   /** to[i] = from[batch.logit_rows[i]]; [..][width] */
   virtual void gather_logit_rows(const float* from, std::size_t width, float* to) = 0;
   /** Waits for all work and gives the host its view of `count` floats. */
   virtual std::span<const float> read(const float* from, std::size_t count) = 0;
+
+ protected:
+  /** What an implementation leaves out is refused when the checkpoint that wants it is opened. */
+  [[noreturn]] Weight lacks(const char* what) const {
+    throw Error(ErrorCode::checkpoint, concat(what, " cannot run on this device (", level(), ")"));
+  }
 };
 
 }  // namespace qe

@@ -7,16 +7,10 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "ops/cpu/formats.h"
 
 namespace qe::cpu {
 namespace {
-
-Format format_of(DType dtype) {
-  return dtype == DType::f32 ? Format::f32 : dtype == DType::f16 ? Format::f16 : Format::bf16;
-}
-
-/** Below this many multiply-adds a job is not worth waking anyone. */
-constexpr std::size_t kWorthSharing = 32 * 1024;
 
 }  // namespace
 
@@ -103,27 +97,29 @@ void CpuOps::rms_norm(const float* x, const Buffer& weight, float eps, std::size
 }
 
 void CpuOps::linear(const float* x, std::size_t rows, std::span<const Linear> parts) {
-  // Work is handed out in runs of outputs, several per thread so that a thread which loses its core holds up little.
-  struct Run {
-    std::size_t part, begin, end;
-  };
   const std::size_t in = parts.front().weight->in;
   std::size_t outputs = 0;
   for (const Linear& part : parts) outputs += part.weight->out;
   const std::size_t wanted = threads() == 1 ? 1 : std::size_t{threads()} * 6;
   const std::size_t least = div_up(kWorthSharing, in * std::max<std::size_t>(rows, 1));
-  const std::size_t length = round_up(std::max(div_up(outputs, wanted), least), 12);  // whole tiles at every level
-  std::vector<Run> runs;
-  for (std::size_t p = 0; p < parts.size(); ++p)
-    for (std::size_t begin = 0; begin < parts[p].weight->out; begin += length)
-      runs.push_back({p, begin, std::min(begin + length, parts[p].weight->out)});
-  const Matmul job{x, rows, in};
-  pool_.for_each(runs.size(), [&](std::size_t i) {
-    const Linear& part = parts[runs[i].part];
-    const Weight& w = *part.weight;
-    const Projection projection{w.data, format_of(w.dtype), part.bias, part.y, w.out, w.out, part.add};
-    kernels_.matmul(job, projection, runs[i].begin, runs[i].end);
+  const std::size_t length = std::max(div_up(outputs, wanted), least);
+  for (const Linear& part : parts)
+    add_runs({x, rows, in}, projection_of(*part.weight, part.bias, part.y, part.add), length);
+  do_runs();
+}
+
+void CpuOps::add_runs(const Matmul& job, const Projection& part, std::size_t length) {
+  const std::size_t whole = round_up(length, 12);  // whole tiles at every level
+  for (std::size_t begin = 0; begin < part.out; begin += whole)
+    runs_.push_back({job, part, begin, std::min(begin + whole, part.out)});
+}
+
+void CpuOps::do_runs() {
+  pool_.for_each(runs_.size(), [&](std::size_t i) {
+    const Run& run = runs_[i];
+    kernels_.matmul(run.job, run.part, run.begin, run.end);
   });
+  runs_.clear();
 }
 
 void CpuOps::rope_and_store(std::size_t layer, float* q, float* k, const float* v) {

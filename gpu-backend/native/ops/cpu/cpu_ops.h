@@ -10,7 +10,7 @@
 namespace qe::cpu {
 
 /**
- * Ops on this machine's cores: weights are read where they lie (no copy), activations and KV are fp32.
+ * Ops on this machine's cores: plain weights are read where they lie (no copy), activations and KV are fp32.
  *
  * Bits: every output is computed whole by one thread in an order fixed by the kernel level, so neither the number of
  * threads nor the batch changes a result. Prefill and decode share all kernels and therefore agree bit for bit.
@@ -24,6 +24,8 @@ class CpuOps final : public Ops {
   [[nodiscard]] unsigned threads() const override { return pool_.threads(); }
 
   Weight upload_matrix(const TensorView& tensor) override;
+  Weight upload_int8(const TensorView& tensor) override;
+  Weight upload_int4(const Int4Matrix& matrix) override;
   Buffer upload_vector(const TensorView& tensor) override;
   Buffer allocate(std::size_t floats) override;
   void allocate_kv(const AttentionShape& shape, std::size_t blocks) override;
@@ -37,6 +39,8 @@ class CpuOps final : public Ops {
   void rope_and_store(std::size_t layer, float* q, float* k, const float* v) override;
   void attention(std::size_t layer, const float* q, float* out) override;
   void silu_mul(const float* gate, const float* up, std::size_t count, float* y) override;
+  void experts(const float* x, const float* router, std::size_t rows, const Experts& experts, float* y) override;
+  void add_gated(const float* gate, const float* x, std::size_t rows, std::size_t width, float* y) override;
   void gather_logit_rows(const float* from, std::size_t width, float* to) override;
   std::span<const float> read(const float* from, std::size_t count) override { return {from, count}; }
 
@@ -50,8 +54,23 @@ class CpuOps final : public Ops {
     std::size_t rows;
   };
 
+  /** Outputs [begin, end) of one matrix product. */
+  struct Run {
+    Matmul job;
+    Projection part;
+    std::size_t begin, end;
+  };
+  /** Cuts a product into runs, several a thread, so that one which loses its core holds up little. */
+  void add_runs(const Matmul& job, const Projection& part, std::size_t length);
+  void do_runs();
+  template <class T>
+  T* keep(std::size_t count);
+
   const Kernels& kernels_;
   ThreadPool pool_;
+  std::vector<Buffer> kept_;  // quantised weights
+  std::vector<Run> runs_;
+  std::vector<float> routed_x_, routed_gate_, routed_up_, routed_y_;  // [rows * top_k][hidden, inner, inner, hidden]
   AttentionShape shape_;
   std::size_t padded_ = 0;       // head_dim rounded up to kBlockSize
   std::size_t key_block_ = 0;    // floats of one block's keys in one layer: [kv_heads][head_dim][16]

@@ -9,7 +9,7 @@
 
 namespace qe::cpu {
 
-enum class Format : std::uint8_t { f32, f16, bf16 };
+enum class Format : std::uint8_t { f32, f16, bf16, int8, int4 };
 
 /** One linear layer's share of a matmul: y[m][n] = sum_k x[m][k] * w[n][k] + bias[n], or that added to y. */
 struct Projection {
@@ -20,6 +20,10 @@ struct Projection {
   std::size_t out;
   std::size_t stride;
   bool add;  // y += instead of y =
+  // int8 and int4 alone: w = scales * q + offsets, each [out][in / group]; no offsets: null
+  std::size_t group = 0;
+  const float* scales = nullptr;
+  const float* offsets = nullptr;
 };
 
 struct Matmul {
@@ -61,7 +65,7 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t width, float* y);
   /** y = gate / (1 + exp(-gate)) * up, `count` elements. */
   void (*silu_mul)(const float* gate, const float* up, std::size_t count, float* y);
-  /** Any stored format to fp32. */
+  /** Any plain format to fp32. */
   void (*widen)(const void* from, Format format, std::size_t count, float* to);
   /** Sum of all 32-bit words: the read-bandwidth probe of the bench. */
   std::uint32_t (*read)(const void* from, std::size_t bytes);

@@ -5,6 +5,8 @@ namespace {
 #include "ops/cpu/simd.inc.h"
 //
 #include "ops/cpu/attention.inc.h"
+#include "ops/cpu/quantised.inc.h"
+//
 #include "ops/cpu/matmul.inc.h"
 #include "ops/cpu/rows.inc.h"
 }  // namespace

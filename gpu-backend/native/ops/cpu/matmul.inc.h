@@ -79,29 +79,48 @@ inline void tile_of(std::size_t mr, const float* x, std::size_t in, const typena
   }
 }
 
-template <class From>
-inline void matmul_from(const Matmul& job, const Projection& part, std::size_t begin, std::size_t end) {
+/** Calls tiles(mr, x, row, n, whether it is kTileOutputs wide or one) over all rows and outputs [begin, end). */
+template <class Tiles>
+inline void for_tiles(const Matmul& job, std::size_t begin, std::size_t end, Tiles&& tiles) {
   constexpr std::size_t kL2Floats = 160 * 1024;
   const std::size_t in = job.in;
-  const auto* weight = static_cast<const typename From::Stored*>(part.weight);
   const std::size_t block = std::max<std::size_t>(kL2Floats / in / kTileRows, 1) * kTileRows;
   for (std::size_t first = 0; first < job.rows; first += block) {
     const std::size_t rows = std::min(block, job.rows - first);
-    const std::size_t tiles = div_up(rows, kTileRows);
+    const std::size_t count = div_up(rows, kTileRows);
     for (std::size_t n = begin; n < end;) {
       const bool wide = end - n >= kTileOutputs;
-      for (std::size_t t = 0; t < tiles; ++t) {  // tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2
-        const std::size_t row = first + rows * t / tiles;
-        const std::size_t mr = first + rows * (t + 1) / tiles - row;
-        if (wide) {
-          tile_of<From, kTileOutputs>(mr, job.x + row * in, in, weight + n * in, part, row, n);
-        } else {
-          tile_of<From, 1>(mr, job.x + row * in, in, weight + n * in, part, row, n);
-        }
+      for (std::size_t t = 0; t < count; ++t) {  // tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2
+        const std::size_t row = first + rows * t / count;
+        tiles(first + rows * (t + 1) / count - row, job.x + row * in, row, n, wide);
       }
       n += wide ? kTileOutputs : 1;
     }
   }
+}
+
+template <class From>
+inline void matmul_from(const Matmul& job, const Projection& part, std::size_t begin, std::size_t end) {
+  const std::size_t in = job.in;
+  const auto* weight = static_cast<const typename From::Stored*>(part.weight);
+  for_tiles(job, begin, end, [&](std::size_t mr, const float* x, std::size_t row, std::size_t n, bool wide) {
+    if (wide) {
+      tile_of<From, kTileOutputs>(mr, x, in, weight + n * in, part, row, n);
+    } else {
+      tile_of<From, 1>(mr, x, in, weight + n * in, part, row, n);
+    }
+  });
+}
+
+template <class From>
+inline void matmul_quantised(const Matmul& job, const Projection& part, std::size_t begin, std::size_t end) {
+  for_tiles(job, begin, end, [&](std::size_t mr, const float* x, std::size_t row, std::size_t n, bool wide) {
+    if (wide) {
+      quantised_tile_of<From, kTileOutputs>(mr, x, job.in, part, row, n);
+    } else {
+      quantised_tile_of<From, 1>(mr, x, job.in, part, row, n);
+    }
+  });
 }
 
 inline void matmul(const Matmul& job, const Projection& part, std::size_t begin, std::size_t end) {
@@ -112,5 +131,9 @@ inline void matmul(const Matmul& job, const Projection& part, std::size_t begin,
       return matmul_from<FromF16>(job, part, begin, end);
     case Format::bf16:
       return matmul_from<FromBf16>(job, part, begin, end);
+    case Format::int8:
+      return matmul_quantised<Int8>(job, part, begin, end);
+    case Format::int4:
+      return matmul_quantised<Int4>(job, part, begin, end);
   }
 }

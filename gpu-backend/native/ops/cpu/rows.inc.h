@@ -42,6 +42,9 @@ inline void widen(const void* from, Format format, std::size_t count, float* to)
       return widen_from<FromF16>(from, count, to);
     case Format::bf16:
       return widen_from<FromBf16>(from, count, to);
+    case Format::int8:
+    case Format::int4:
+      return;  // no numbers of their own: see quantised.inc.h
   }
 }
 

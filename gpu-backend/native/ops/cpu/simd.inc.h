@@ -20,6 +20,17 @@ inline F load_bf16(const std::uint16_t* p) {
 inline F load_f16(const std::uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+inline F load_i8(const std::int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+inline __m512i load_u8(const std::uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+/** The low or high four bits of each byte. */
+inline F load_low4(const std::uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_and_si512(load_u8(p), _mm512_set1_epi32(15)));
+}
+inline F load_high4(const std::uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_srli_epi32(load_u8(p), 4)); }
 /** The nearest integer n of a, and 2^n, for |n| <= 126. */
 inline F round_nearest(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline F exp2_integer(F n) {
@@ -42,6 +53,16 @@ inline F load_bf16(const std::uint16_t* p) {
 inline F load_f16(const std::uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+inline F load_i8(const std::int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline __m256i load_u8(const std::uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline F load_low4(const std::uint8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_and_si256(load_u8(p), _mm256_set1_epi32(15)));
+}
+inline F load_high4(const std::uint8_t* p) { return _mm256_cvtepi32_ps(_mm256_srli_epi32(load_u8(p), 4)); }
 inline F round_nearest(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline F exp2_integer(F n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
@@ -74,6 +95,10 @@ inline F load_f16(const std::uint16_t* p) {
   const F magnitude = std::bit_cast<F>((bits & 0x7fff) << 13) * 0x1p112f;
   return std::bit_cast<F>(std::bit_cast<I>(magnitude) | (bits & 0x8000) << 16);
 }
+inline F load_i8(const std::int8_t* p) { return __builtin_convertvector((I{p[0], p[1], p[2], p[3]}), F); }
+inline I load_u8(const std::uint8_t* p) { return I{p[0], p[1], p[2], p[3]}; }
+inline F load_low4(const std::uint8_t* p) { return __builtin_convertvector(load_u8(p) & 15, F); }
+inline F load_high4(const std::uint8_t* p) { return __builtin_convertvector(load_u8(p) >> 4, F); }
 inline F round_nearest(F a) { return (a + 0x1.8p23f) - 0x1.8p23f; }  // |a| < 2^22
 inline F exp2_integer(F n) { return std::bit_cast<F>((__builtin_convertvector(n, I) + 127) << 23); }
 

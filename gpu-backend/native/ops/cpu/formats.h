@@ -1,0 +1,22 @@
+#pragma once
+
+#include "ops/cpu/kernels.h"
+#include "ops/ops.h"
+
+namespace qe::cpu {
+
+/** Below this many multiply-adds a job is not worth waking anyone. */
+inline constexpr std::size_t kWorthSharing = 32 * 1024;
+
+inline Format format_of(DType dtype) {
+  return dtype == DType::f32 ? Format::f32 : dtype == DType::f16 ? Format::f16 : Format::bf16;
+}
+
+inline Projection projection_of(const Weight& w, const float* bias, float* y, bool add) {
+  const Format format = w.packing == Packing::int8   ? Format::int8
+                        : w.packing == Packing::int4 ? Format::int4
+                                                     : format_of(w.dtype);
+  return {w.data, format, bias, y, w.out, w.out, add, w.group, w.scales, w.offsets};
+}
+
+}  // namespace qe::cpu

@@ -91,6 +91,14 @@ Sort the words {l}|Alphabetize: {l}|Sort in alphabetical order: {l}|Please sort 
 Order these words alphabetically: {l}|Sort the words {l} in alphabetical order.|Sort: {l}""".replace("\n", "|").split("|")
 
 
+def buckets(numbers, down):
+    """Sorting as on paper: the numbers by their tens first, "0:6;1;2:23,27;3;...", then the list read off."""
+    order = sorted(numbers, reverse=down)
+    tens = range(9, -1, -1) if down else range(10)
+    found = [(t, ",".join(str(n) for n in order if n // 10 == t)) for t in tens]
+    return ";".join(f"{t}:{ns}" if ns else str(t) for t, ns in found) + "."
+
+
 def listed(rng, items):
     r = rng.random()
     if r < 0.78:
@@ -108,9 +116,9 @@ def sort_numbers(rng, test=False):
         if rng.random() < 0.75:
             numbers = list(dict.fromkeys(numbers))
         down = rng.random() < 0.3
-        result = sorted(numbers, reverse=down)
+        result = ", ".join(map(str, sorted(numbers, reverse=down)))
         ask = rng.choice(SORT_DOWN if down else SORT).format(l=listed(rng, list(map(str, numbers))), these=rng.choice(("these ", "the ", "")))
-        return ("sort", *sorted(numbers)), Turn("sort numbers", ask, ["Sorted: " + ", ".join(map(str, result))])
+        return ("sort", *sorted(numbers)), Turn("sort numbers", ask, [buckets(numbers, down), " Sorted: " + result])
 
     return until_split(rng, test, draw)
 
@@ -289,7 +297,7 @@ def out_of_scope(rng, test=False):
 
 
 # Share of each task among the short turns: by how hard it is to learn, not by how often it is asked.
-MIX = {arithmetic: 46, reversing: 18, sort_numbers: 16, sort_words: 11, counting: 9, count_words: 2, capital: 8, greeting: 6, chat: 2, out_of_scope: 4}
+MIX = {arithmetic: 36, reversing: 18, sort_numbers: 18, sort_words: 11, counting: 9, count_words: 2, capital: 8, greeting: 6, chat: 2, out_of_scope: 4}
 
 
 def casual(rng, ask):

@@ -33,8 +33,8 @@ def optimizers(model):
 
 
 def rate(progress, step):
-    """Warm up, stay, then fall in a line over the last 45% of the time."""
-    return min(1.0, (step + 1) / WARMUP_STEPS, max(0.01, (1.0 - progress) / 0.45))
+    """Warm up, stay, then fall in a line over the last 40% of the time."""
+    return min(1.0, (step + 1) / WARMUP_STEPS, max(0.01, (1.0 - progress) / 0.4))
 
 
 def learn(model, body, batches):

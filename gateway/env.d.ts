@@ -9,6 +9,7 @@ interface __BaseEnv_Env {
 	RESULT_TTL_SECONDS: string;
 	DEV_KEY: string;
 	DEV_REQUESTS_PER_MINUTE: string;
+	QWEN_EDGE_TIME_SCALE: string;
 	PRICES: string;
 	KEY_PEPPER: string;
 	BACKEND_SECRET: string;
@@ -18,11 +19,12 @@ interface __BaseEnv_Env {
 	REGISTRY: DurableObjectNamespace<import("./index").Registry>;
 	FLIGHT: DurableObjectNamespace<import("./index").Flights>;
 	TEMPLATES: DurableObjectNamespace<import("./index").Templates>;
+	JOBS: DurableObjectNamespace<import("./index").Jobs>;
 }
 declare namespace Cloudflare {
 	interface GlobalProps {
 		mainModule: typeof import("./index");
-		durableNamespaces: "Directory" | "Tenant" | "Templates" | "Registry" | "Flights";
+		durableNamespaces: "Directory" | "Tenant" | "Templates" | "Jobs" | "Registry" | "Flights";
 	}
 	interface ProductionEnv {
 		KEYS: KVNamespace;
@@ -33,6 +35,7 @@ declare namespace Cloudflare {
 		RESULT_TTL_SECONDS: string;
 		DEV_KEY: string;
 		DEV_REQUESTS_PER_MINUTE: string;
+		QWEN_EDGE_TIME_SCALE: string;
 		PRICES: string;
 		KEY_PEPPER: string;
 		BACKEND_SECRET: string;
@@ -42,6 +45,7 @@ declare namespace Cloudflare {
 		REGISTRY: DurableObjectNamespace<import("./index").Registry>;
 		FLIGHT: DurableObjectNamespace<import("./index").Flights>;
 		TEMPLATES: DurableObjectNamespace<import("./index").Templates>;
+		JOBS: DurableObjectNamespace<import("./index").Jobs>;
 	}
 	interface Env extends __BaseEnv_Env {}
 }
@@ -50,7 +54,7 @@ type StringifyValues<EnvType extends Record<string, unknown>> = {
 	[Binding in keyof EnvType]: EnvType[Binding] extends string ? EnvType[Binding] : string;
 };
 declare namespace NodeJS {
-	interface ProcessEnv extends StringifyValues<Pick<Cloudflare.Env, "ENVIRONMENT" | "BACKEND_URL" | "CORS_ORIGINS" | "RESULT_TTL_SECONDS" | "DEV_KEY" | "DEV_REQUESTS_PER_MINUTE" | "PRICES" | "KEY_PEPPER" | "BACKEND_SECRET" | "ADMIN_TOKEN">> {}
+	interface ProcessEnv extends StringifyValues<Pick<Cloudflare.Env, "ENVIRONMENT" | "BACKEND_URL" | "CORS_ORIGINS" | "RESULT_TTL_SECONDS" | "DEV_KEY" | "DEV_REQUESTS_PER_MINUTE" | "QWEN_EDGE_TIME_SCALE" | "PRICES" | "KEY_PEPPER" | "BACKEND_SECRET" | "ADMIN_TOKEN">> {}
 }
 declare module "*.bin" {
 	const value: ArrayBuffer;

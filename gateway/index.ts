@@ -8,6 +8,8 @@ import type { AppEnv } from './app-env.ts'
 import { adminAuth, auth, scope } from './auth.ts'
 import { backendState } from './backend.ts'
 import { purge, purgeTenant, setLifetime } from './cache-policy.ts'
+import { background, jobs } from './job-routes.ts'
+import { deliveries } from './delivery-routes.ts'
 import { line } from './line.ts'
 import { model } from './model.ts'
 import { templates } from './template-routes.ts'
@@ -16,6 +18,7 @@ import { tenantUsage } from './usage.ts'
 
 export { Directory } from './directory.ts'
 export { Flights } from './flights.ts'
+export { Jobs } from './jobs.ts'
 export { Templates } from './templates.ts'
 export { Registry } from './registry.ts'
 export { Tenant } from './tenant.ts'
@@ -70,7 +73,7 @@ const app = new Hono<AppEnv>()
     const origin = c.env.CORS_ORIGINS === '*' ? '*' : c.env.CORS_ORIGINS.split(',')
     return cors({ origin, exposeHeaders: exposed, maxAge: 86_400 })(c, next)
   })
-  .post('/v1/chat/completions', auth, scope('generate'), limitedBody, ...line)
+  .post('/v1/chat/completions', auth, scope('generate'), limitedBody, background, ...line)
   .all('/v1/chat/completions', wrongMethod('POST'))
   .delete('/v1/cache', auth, scope('generate'), standing, ...purge)
   .patch('/v1/cache', auth, scope('generate'), standing, limitedBody, ...setLifetime)
@@ -84,6 +87,8 @@ const app = new Hono<AppEnv>()
   })
   .get('/v1/usage', auth, scope('read'), standing, ...tenantUsage)
   .route('/v1/templates', templates)
+  .route('/v1/jobs', jobs)
+  .route('/v1/deliveries', deliveries)
   .route('/admin', admin)
   .get('/healthz', (c) => c.json({ status: 'ok' }))
   .get('/readyz', async (c) => {

@@ -15,6 +15,8 @@ export interface Settings {
   adminToken: string | null
   /** Of the development tenant; 0: none. null: what wrangler.toml says. */
   devRequestsPerMinute: number | null
+  /** Divides the waits between deliveries. */
+  timeScale: number
 }
 
 export const help = `npm start: the whole of qwen2-edge on this machine, gateway and backend.
@@ -28,6 +30,7 @@ export const help = `npm start: the whole of qwen2-edge on this machine, gateway
                          that key's limit; 0: none                                                [6000]
   QWEN_EDGE_ADMIN_TOKEN  for /admin: tenants and keys                             [made once, then kept]
   QWEN_EDGE_STATE        folder for keys, limits and caches                                 [.qwen-edge]
+  QWEN_EDGE_TIME_SCALE   divides the waits between webhook deliveries, for trying them out         [1]
   MODELS_DIR             folder for models fetched from the hub                      [.qwen-edge/models]
   HF_ENDPOINT            where they are fetched                                 [https://huggingface.co]
   HF_TOKEN               for private and gated models
@@ -52,6 +55,7 @@ export function readSettings(env: NodeJS.ProcessEnv): Settings {
     devKey: given('QWEN_EDGE_DEV_KEY') ?? null,
     adminToken: given('QWEN_EDGE_ADMIN_TOKEN') ?? null,
     devRequestsPerMinute: requestsPerMinute(given('QWEN_EDGE_DEV_REQUESTS_PER_MINUTE')),
+    timeScale: timeScale(given('QWEN_EDGE_TIME_SCALE')),
   }
   if (settings.gatewayPort === settings.backendPort)
     throw new StartError(`GATEWAY_PORT and BACKEND_PORT are both ${settings.gatewayPort}: change one`)
@@ -66,6 +70,11 @@ function requestsPerMinute(text: string | undefined): number | null {
   if (text === undefined) return null
   if (/^\d{1,9}$/.test(text)) return Number(text)
   throw new StartError(`QWEN_EDGE_DEV_REQUESTS_PER_MINUTE=${text} is no whole number from 0 (no limit)`)
+}
+
+function timeScale(text = '1'): number {
+  if (/^\d{1,6}$/.test(text) && Number(text) > 0) return Number(text)
+  throw new StartError(`QWEN_EDGE_TIME_SCALE=${text} is no whole number from 1`)
 }
 
 function port(env: NodeJS.ProcessEnv, name: string, fallback: number): number {

@@ -41,6 +41,11 @@ const worker = {
       })),
   ],
   bindings: { ...workerOptions.bindings, ...vars },
+  // Webhooks leave through it: workerd looks at the address that a name has when it connects.
+  serviceBindings: {
+    ...workerOptions.serviceBindings,
+    EGRESS: { network: { allow: ['public'], deny: ['private'], tlsOptions: { trustBrowserCas: true } } },
+  },
   unsafeDirectSockets: [{ host: '127.0.0.1', port }],
 } as V4WorkerOptions
 

@@ -1,4 +1,5 @@
 import { createFactory } from 'hono/factory'
+import type { AnswerForm } from './answer-form.ts'
 import type { Caller } from './identify.ts'
 import type { ChatRequest } from './chat-request.ts'
 import type { Prompt } from './prompt.ts'
@@ -13,6 +14,12 @@ export interface AppEnv {
     /** Set by prompt. */
     chat: ChatRequest
     prompt: Prompt
+    /** Set by form. */
+    form: AnswerForm
+    /** The answer must be there to be read again. */
+    resumable: boolean
+    /** Set by idempotency: kept for a day, under the caller's own key. */
+    idempotent: boolean
     /** Set by cache: what it found and where an answer is to be kept. */
     cache: CachePlan
   }

@@ -1,26 +1,84 @@
-import { factory } from './app-env.ts'
-import { startGeneration } from './generation.ts'
+/**
+ * Last on the line: nothing kept answers this request, so the engine does. What others may share or take up again runs
+ * as a flight, in an object of the tenant; anything else runs right here, without the way there.
+ */
+import type { Context } from 'hono'
+import { ApiError } from '../src/errors.ts'
+import { factory, type AppEnv } from './app-env.ts'
+import { joinFlight } from './flight-client.ts'
+import { generationId, wireId } from './flight-names.ts'
+import { startGeneration, type Deltas } from './generation.ts'
+import type { Prompt } from './prompt.ts'
 import { respond } from './respond.ts'
-import { keep, storeFar, storeNear } from './result-store.ts'
+import { cutShort, keep, storeFar, storeNear } from './result-store.ts'
 
-/** Last on the line: nothing kept answers this request, so the engine does. */
+/** How long after its start a resumable answer can be read. */
+const resumable_ms = 10 * 60 * 1000
+const idempotent_ms = 24 * 60 * 60 * 1000
+
 export const chat = factory.createHandlers(async function chat(c) {
-  const gone = new AbortController()
-  const defer = (work: Promise<unknown>) => c.executionCtx.waitUntil(work)
-  const { requestId, caller, prompt, cache } = c.var
-  const signal = AbortSignal.any([c.req.raw.signal, gone.signal])
-  const { deltas, headers } = await startGeneration(prompt, { env: c.env, requestId, caller, signal, defer })
-  for (const [name, value] of Object.entries(headers)) c.header(name, value)
-  const { key, ttl_s } = cache
-  const answer =
-    key === null
-      ? deltas
-      : keep(deltas, ttl_s, async (entry) => {
-          // The caller's limits ended it, not the request: the same request may get more later.
-          const { reason, usage } = entry.finish
-          if (reason === 'length' && usage.completion < prompt.sampling.max_tokens) return
-          defer(storeFar(c.env, key, entry))
-          await storeNear(key, entry)
-        })
-  return respond(c, answer, () => gone.abort())
+  const { cache, resumable } = c.var
+  const shared = cache.key !== null && !cache.fresh
+  return shared || resumable ? flight(c, shared) : direct(c)
 })
+
+async function direct(c: Context<AppEnv>): Promise<Response> {
+  const { caller, prompt, cache } = c.var
+  const form = { ...c.var.form, generationId: generationId(null) }
+  if (form.after >= 0) {
+    throw new ApiError('invalid_value', 'Nothing is known of an earlier answer to this request.', {
+      param: 'last-event-id',
+    })
+  }
+  const gone = new AbortController()
+  const signal = AbortSignal.any([c.req.raw.signal, gone.signal])
+  const { deltas, headers } = await startGeneration(prompt, {
+    env: c.env,
+    requestId: wireId(caller.tenantId, form.generationId),
+    caller,
+    signal,
+    defer: (work) => c.executionCtx.waitUntil(work),
+  })
+  setHeaders(c, headers)
+  const answer = cache.key === null ? deltas : kept(c, deltas, cache.key, true)
+  return respond(c, form, answer, () => gone.abort())
+}
+
+async function flight(c: Context<AppEnv>, shared: boolean): Promise<Response> {
+  const { form, cache, resumable, idempotent } = c.var
+  const { generationId: id, created, includeUsage, logprobs } = form
+  const { deltas, started, headers } = await joinFlight(c.env, {
+    ticket: { id, created, includeUsage, logprobs },
+    key: shared ? cache.key : null,
+    ttl_s: cache.ttl_s,
+    resumable,
+    expires: Date.now() + (idempotent ? idempotent_ms : resumable_ms),
+    prompt: seeded(c.var.prompt),
+    caller: c.var.caller,
+    lines: [],
+  })
+  setHeaders(c, headers)
+  if (!started && shared) c.set('cache', { ...cache, status: 'qwen-edge; fwd=miss; collapsed' })
+  const answer = started && cache.key !== null ? kept(c, deltas, cache.key, !shared) : deltas
+  return respond(c, form, answer)
+}
+
+/** @param far into KV as well: a flight that is shared does that itself. */
+const kept = (c: Context<AppEnv>, deltas: Deltas, key: string, far: boolean): Deltas =>
+  keep(deltas, c.var.cache.ttl_s, async (entry) => {
+    if (cutShort(entry.finish, c.var.prompt.sampling.max_tokens)) return
+    if (far) c.executionCtx.waitUntil(storeFar(c.env, key, entry))
+    await storeNear(key, entry)
+  })
+
+/** With a seed of its own a sampled answer that must be taken up again comes out the same. */
+function seeded(prompt: Prompt): Prompt {
+  const { sampling } = prompt
+  if (sampling.temperature === 0 || sampling.seed !== null) return prompt
+  const [seed = 0] = crypto.getRandomValues(new Uint32Array(1))
+  return { ...prompt, sampling: { ...sampling, seed } }
+}
+
+function setHeaders(c: Context<AppEnv>, headers: Record<string, string>): void {
+  for (const [name, value] of Object.entries(headers)) c.header(name, value)
+}

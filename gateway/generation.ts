@@ -49,6 +49,8 @@ export interface GenerationContext {
   signal: AbortSignal
   /** Work that outlives the answer. */
   defer: (work: Promise<unknown>) => void
+  /** Tokens of the answer that an earlier attempt has given out already: it goes on after them. */
+  emitted?: number[]
 }
 
 export interface Generation {
@@ -73,12 +75,13 @@ async function* generate(
   settle: (usage: Promise<TokenUsage | null>) => void,
 ): Deltas {
   const stopped = new AbortController()
+  const { emitted = [] } = context
   const events = backend.generate(
     context.env,
-    wireRequest(prompt, context),
+    wireRequest(continued(prompt, emitted), context),
     AbortSignal.any([context.signal, stopped.signal]),
   )
-  const text = new TextStage(prompt)
+  const text = new TextStage(prompt, emitted)
   let running = true
   try {
     for await (const batch of events) {
@@ -88,7 +91,7 @@ async function* generate(
       const finish = deltas.find(isFinishDelta)
       if (finish !== undefined) {
         running = false
-        settle(Promise.resolve(finish.usage))
+        settle(Promise.resolve(ownShare(finish.usage, emitted.length)))
       }
       yield deltas
       if (!running) return
@@ -98,7 +101,7 @@ async function* generate(
     // and says what was used.
     if (running) {
       stopped.abort()
-      settle(usedSoFar(prompt, context, text.tokens))
+      settle(usedSoFar(prompt, context, text.tokens - emitted.length))
     }
   }
 }
@@ -110,8 +113,13 @@ async function usedSoFar(
   completion: number,
 ): Promise<TokenUsage | null> {
   const used = await backend.cancel(context.env, context.requestId).catch(() => null)
+  if (context.emitted?.length) return { prompt: 0, cached: 0, completion: used?.completion ?? completion }
   return used ?? (completion === 0 ? null : { prompt: prompt.tokenIds.length, cached: 0, completion })
 }
+
+/** An earlier attempt has paid for the prompt and for what it gave out. */
+const ownShare = (usage: TokenUsage, emitted: number): TokenUsage =>
+  emitted === 0 ? usage : { prompt: 0, cached: 0, completion: usage.completion - emitted }
 
 /** A stop string came up: the engine is stopped; the answer costs what was read until then. */
 async function endAtStop(
@@ -127,6 +135,19 @@ async function endAtStop(
     reason: 'stop',
     usage: { prompt: prompt.tokenIds.length, cached: used?.cached ?? 0, completion: text.tokens },
     timing: null,
+  }
+}
+
+/** What was given out is prompt now; noise and penalties that go by absolute position or over all tokens stay the same. */
+function continued(prompt: Prompt, emitted: number[]): Prompt {
+  if (emitted.length === 0) return prompt
+  const { tokenIds, sampling } = prompt
+  const max_tokens = sampling.max_tokens - emitted.length
+  const min_tokens = Math.max(0, sampling.min_tokens - emitted.length)
+  return {
+    ...prompt,
+    tokenIds: [...tokenIds, ...emitted],
+    sampling: { ...sampling, max_tokens, min_tokens },
   }
 }
 
@@ -147,9 +168,12 @@ class TextStage {
   tokens = 0
   readonly #detokenizer = new Detokenizer(tokenizer)
   readonly #matcher: StopMatcher
+  readonly #emitted: number
 
-  constructor(prompt: Prompt) {
+  constructor(prompt: Prompt, emitted: number[]) {
     this.#matcher = new StopMatcher(prompt.stop)
+    this.#emitted = emitted.length
+    this.#tokens({ index: 0, token_ids: emitted })
   }
 
   get stopped(): boolean {
@@ -183,7 +207,11 @@ class TextStage {
     const finish: FinishDelta = {
       type: 'finish',
       reason: this.stopped ? 'stop' : finish_reason,
-      usage,
+      usage: {
+        prompt: usage.prompt - this.#emitted,
+        cached: Math.min(usage.cached, usage.prompt - this.#emitted),
+        completion: usage.completion + this.#emitted,
+      },
       timing,
     }
     return tail === '' ? [finish] : [{ type: 'text', text: tail, token_ids: [] }, finish]

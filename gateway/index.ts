@@ -10,6 +10,7 @@ import { backendState } from './backend.ts'
 import { purge, purgeTenant, setLifetime } from './cache-policy.ts'
 import { background, jobs } from './job-routes.ts'
 import { deliveries } from './delivery-routes.ts'
+import { cancelGeneration, events } from './generations.ts'
 import { line } from './line.ts'
 import { model } from './model.ts'
 import { templates } from './template-routes.ts'
@@ -75,6 +76,8 @@ const app = new Hono<AppEnv>()
   })
   .post('/v1/chat/completions', auth, scope('generate'), limitedBody, background, ...line)
   .all('/v1/chat/completions', wrongMethod('POST'))
+  .get('/v1/generations/:id/events', auth, scope('generate'), standing, ...events)
+  .delete('/v1/generations/:id', auth, scope('generate'), standing, ...cancelGeneration)
   .delete('/v1/cache', auth, scope('generate'), standing, ...purge)
   .patch('/v1/cache', auth, scope('generate'), standing, limitedBody, ...setLifetime)
   .delete('/admin/cache', adminAuth, ...purgeTenant)

@@ -3,6 +3,9 @@
  * then has its status; after it a failure is a last SSE event named `error`. Beside OpenAI's fields the answer carries
  * `timing` (milliseconds in queue, prefill and decode) where the engine ran for it.
  *
+ * Every event of a stream has an id, the same whenever the answer is written: 0 for the role, n for the n-th token, then
+ * the rest. What the caller has already (Last-Event-ID) is left out.
+ *
  * workerd learns that a client has gone only by writing to it. A stream writes all the time; a JSON answer that takes
  * longer than `json_patience_ms` is therefore begun with white space, which JSON allows in front, one blank a beat.
  * What fails after that can no longer have a status: the connection breaks, which clients retry.
@@ -11,6 +14,7 @@ import type { Context } from 'hono'
 import { ApiError } from '../src/errors.ts'
 import type { TokenLogprob, TokenLogprobs, TokenUsage } from '../src/protocol.ts'
 import { encodeSse, sse_ping } from '../src/sse.ts'
+import type { AnswerForm } from './answer-form.ts'
 import type { AppEnv } from './app-env.ts'
 import { isFinishDelta, type Delta, type Deltas, type FinishDelta, type TextDelta } from './generation.ts'
 import { model, tokenizer } from './model.ts'
@@ -22,12 +26,15 @@ const json_beat_ms = 500
 /** @param abort called when the caller goes away before the end. */
 export async function respond(
   c: Context<AppEnv>,
+  form: AnswerForm,
   deltas: Deltas,
   abort: () => void = () => undefined,
 ): Promise<Response> {
-  c.header('cache-status', c.var.cache.status)
-  if (!c.var.chat.stream) {
-    const answer = completion(c, deltas)
+  const { cache } = c.var as Partial<typeof c.var>
+  if (cache !== undefined) c.header('cache-status', cache.status)
+  c.header('x-generation-id', form.generationId)
+  if (!form.stream) {
+    const answer = completion(form, deltas)
     const soon = await within(answer, json_patience_ms)
     if (soon !== 'silent') return c.json(soon)
     return c.body(patientJson(answer, abort), 200, { 'content-type': 'application/json' })
@@ -36,10 +43,10 @@ export async function respond(
   c.header('content-type', 'text/event-stream; charset=utf-8')
   c.header('cache-control', 'no-cache, no-transform')
   c.header('x-accel-buffering', 'no')
-  return c.body(eventStream(new ChunkWriter(c), first, deltas, abort), 200)
+  return c.body(eventStream(new ChunkWriter(form), first, deltas, abort), 200)
 }
 
-async function completion(c: Context<AppEnv>, deltas: Deltas) {
+async function completion(form: AnswerForm, deltas: Deltas) {
   const texts: TextDelta[] = []
   let finish: FinishDelta | undefined
   for await (const batch of deltas) {
@@ -52,12 +59,12 @@ async function completion(c: Context<AppEnv>, deltas: Deltas) {
   const content = texts.map((delta) => delta.text).join('')
   const logprobs = texts.flatMap((delta) => delta.logprobs ?? [])
   return {
-    ...head(c, 'chat.completion'),
+    ...head(form, 'chat.completion'),
     choices: [
       {
         index: 0,
         message: { role: 'assistant', content, refusal: null },
-        logprobs: c.var.prompt.sampling.logprobs === null ? null : openaiLogprobs(logprobs),
+        logprobs: form.logprobs ? openaiLogprobs(logprobs) : null,
         finish_reason: finish.reason,
       },
     ],
@@ -99,7 +106,7 @@ function eventStream(
       next = null
       if (item.done === true) throw new ApiError('internal_error', 'The answer ended without a finish.')
       const text = writer.chunks(item.value)
-      if (item.value.some(isFinishDelta)) return { text: text + 'data: [DONE]\n\n', last: true }
+      if (item.value.some(isFinishDelta)) return { text, last: true }
       if (text !== '') return { text, last: false }
     }
   }
@@ -145,54 +152,60 @@ async function within<T>(work: Promise<T>, ms: number): Promise<T | 'silent'> {
 }
 
 class ChunkWriter {
-  readonly #c: Context<AppEnv>
+  readonly #form: AnswerForm
   readonly #head
-  #begun = false
+  /** Of the next event. */
+  #id = 0
 
-  constructor(c: Context<AppEnv>) {
-    this.#c = c
-    this.#head = head(c, 'chat.completion.chunk')
+  constructor(form: AnswerForm) {
+    this.#form = form
+    this.#head = head(form, 'chat.completion.chunk')
   }
 
   chunks(deltas: Delta[]): string {
     let out = ''
-    if (!this.#begun) {
-      this.#begun = true
-      out += this.#chunk({ role: 'assistant', content: '', refusal: null }, null, null)
-    }
+    if (this.#id === 0) out += this.#chunk({ role: 'assistant', content: '', refusal: null }, null, null)
     for (const delta of deltas) out += isFinishDelta(delta) ? this.#finish(delta) : this.#text(delta)
     return out
   }
 
   #text(delta: TextDelta): string {
     // Half a character, or what may become a stop string, is still held back.
-    if (delta.text === '' && !delta.logprobs) return ''
+    if (delta.text === '' && !delta.logprobs) {
+      this.#id++
+      return ''
+    }
     return this.#chunk({ content: delta.text }, delta.logprobs ? openaiLogprobs(delta.logprobs) : null, null)
   }
 
   #finish(delta: FinishDelta): string {
     const last = this.#chunk({}, null, delta.reason, timing(delta))
-    if (!this.#c.var.chat.includeUsage) return last
-    return last + sse({ ...this.#head, choices: [], usage: usage(delta.usage), ...timing(delta) })
+    const usages = this.#form.includeUsage
+      ? this.#event({ ...this.#head, choices: [], usage: usage(delta.usage), ...timing(delta) })
+      : ''
+    return last + usages + encodeSse({ data: '[DONE]', id: String(this.#id++) })
   }
 
   #chunk(delta: object, logprobs: object | null, finish_reason: string | null, more: object = {}): string {
-    const withUsage = this.#c.var.chat.includeUsage ? { usage: null } : {}
-    return sse({
+    const withUsage = this.#form.includeUsage ? { usage: null } : {}
+    return this.#event({
       ...this.#head,
       choices: [{ index: 0, delta, logprobs, finish_reason }],
       ...withUsage,
       ...more,
     })
   }
+
+  #event(chunk: object): string {
+    const id = this.#id++
+    return id <= this.#form.after ? '' : `id: ${id}\ndata: ${JSON.stringify(chunk)}\n\n`
+  }
 }
 
-const sse = (chunk: object) => `data: ${JSON.stringify(chunk)}\n\n`
-
-const head = <Kind extends string>(c: Context<AppEnv>, object: Kind) => ({
-  id: `chatcmpl-${c.var.requestId}`,
+const head = <Kind extends string>({ generationId, created }: AnswerForm, object: Kind) => ({
+  id: `chatcmpl-${generationId.slice('gen_'.length)}`,
   object,
-  created: Math.floor(Date.now() / 1000),
+  created,
   model: model.id,
   system_fingerprint: `fp_${model.revision.slice(0, 12)}`,
 })

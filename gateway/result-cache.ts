@@ -56,7 +56,7 @@ export const cache = factory.createMiddleware(async function cache(c, next) {
     if (entry !== null && age_s < Math.min(entry.ttl_s, asked.maxAgeS)) {
       const status = `qwen-edge; hit; ttl=${entry.ttl_s - age_s}` as const
       c.set('cache', { key: null, ttl_s, fresh, status })
-      return respond(c, replay(entry, c.req.header('x-replay') === 'timed'))
+      return respond(c, c.var.form, replay(entry, c.req.header('x-replay') === 'timed'))
     }
   }
   c.set('cache', { key, ttl_s, fresh, status: 'qwen-edge; fwd=miss; stored' })

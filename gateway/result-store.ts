@@ -67,6 +67,10 @@ export async function* keep(deltas: Deltas, ttl_s: number, store: (entry: Entry)
   }
 }
 
+/** The caller's limits ended it, not the request: the same request may get more later, so it is not kept. */
+export const cutShort = ({ reason, usage }: FinishDelta, max_tokens: number) =>
+  reason === 'length' && usage.completion < max_tokens
+
 export class Recorder {
   readonly #started = Date.now()
   readonly #texts: TextDelta[] = []

@@ -18,6 +18,7 @@ const table = {
   method_not_allowed: [405, 'invalid_request_error'],
   conflict: [409, 'invalid_request_error'],
   body_too_large: [413, 'invalid_request_error'],
+  idempotency_conflict: [422, 'invalid_request_error'],
   rate_limit_exceeded: [429, 'rate_limit_error'],
   queue_full: [503, 'server_error'],
   request_cancelled: [499, 'server_error'],

@@ -1,0 +1,144 @@
+/**
+ * What must survive the object: flights that may be resumed, with their tickets, and the answers under idempotency
+ * keys. Tokens are written as they come, at intervals; what was sent after the last write is generated again, alike,
+ * since a resumable generation always has a seed.
+ */
+import type { FlightRequest } from './flight-client.ts'
+
+/** What is needed to write an answer to a request that came before. */
+export interface TicketRecord {
+  id: string
+  /** Unix seconds. */
+  created: number
+  includeUsage: boolean
+  logprobs: boolean
+}
+
+export interface StoredFlight {
+  id: string
+  request: FlightRequest
+  done: boolean
+  lines: string[]
+  /** How often it was taken up again. */
+  attempts: number
+}
+
+export class FlightStore {
+  readonly #sql: SqlStorage
+
+  constructor(sql: SqlStorage) {
+    this.#sql = sql
+    sql.exec(`
+      CREATE TABLE IF NOT EXISTS flights (
+        id TEXT PRIMARY KEY, request TEXT NOT NULL, done INTEGER NOT NULL, attempts INTEGER NOT NULL, expires INTEGER NOT NULL
+      ) WITHOUT ROWID;
+      CREATE TABLE IF NOT EXISTS tickets (
+        id TEXT PRIMARY KEY, flight TEXT NOT NULL, record TEXT NOT NULL, expires INTEGER NOT NULL
+      ) WITHOUT ROWID;
+      CREATE TABLE IF NOT EXISTS lines (
+        flight TEXT NOT NULL, at INTEGER NOT NULL, text TEXT NOT NULL, PRIMARY KEY (flight, at)
+      ) WITHOUT ROWID;
+      CREATE TABLE IF NOT EXISTS idempotency (
+        key TEXT PRIMARY KEY, body TEXT NOT NULL, generation TEXT NOT NULL, expires INTEGER NOT NULL
+      ) WITHOUT ROWID;
+    `)
+  }
+
+  begin(flight: string, request: FlightRequest, expires: number): void {
+    this.#sql.exec(
+      'INSERT OR REPLACE INTO flights VALUES (?, ?, 0, 0, ?)',
+      flight,
+      JSON.stringify(request),
+      expires,
+    )
+  }
+
+  addTicket(flight: string, record: TicketRecord, expires: number): void {
+    this.#sql.exec(
+      'INSERT OR REPLACE INTO tickets VALUES (?, ?, ?, ?)',
+      record.id,
+      flight,
+      JSON.stringify(record),
+      expires,
+    )
+    this.#sql.exec('UPDATE flights SET expires = max(expires, ?) WHERE id = ?', expires, flight)
+  }
+
+  append(flight: string, at: number, lines: string[]): void {
+    if (lines.length > 0)
+      this.#sql.exec('INSERT OR REPLACE INTO lines VALUES (?, ?, ?)', flight, at, lines.join('\n'))
+  }
+
+  done(flight: string): void {
+    this.#sql.exec('UPDATE flights SET done = 1 WHERE id = ?', flight)
+  }
+
+  resumed(flight: string): void {
+    this.#sql.exec('UPDATE flights SET attempts = attempts + 1 WHERE id = ?', flight)
+  }
+
+  forget(flight: string): void {
+    for (const [table, column] of [
+      ['flights', 'id'],
+      ['tickets', 'flight'],
+      ['lines', 'flight'],
+    ]) {
+      this.#sql.exec(`DELETE FROM ${table} WHERE ${column} = ?`, flight)
+    }
+  }
+
+  find(ticket: string): { flight: StoredFlight; record: TicketRecord } | null {
+    const [row] = this.#sql
+      .exec<{ flight: string; record: string; request: string; done: number; attempts: number }>(
+        `SELECT tickets.flight, tickets.record, flights.request, flights.done, flights.attempts
+         FROM tickets JOIN flights ON flights.id = tickets.flight WHERE tickets.id = ?`,
+        ticket,
+      )
+      .toArray()
+    if (row === undefined) return null
+    const lines = this.#sql
+      .exec<{ text: string }>('SELECT text FROM lines WHERE flight = ? ORDER BY at', row.flight)
+      .toArray()
+      .flatMap(({ text }) => text.split('\n'))
+    const { flight: id, done, attempts } = row
+    const flight = {
+      id,
+      done: done === 1,
+      attempts,
+      lines,
+      request: JSON.parse(row.request) as FlightRequest,
+    }
+    return { flight, record: JSON.parse(row.record) as TicketRecord }
+  }
+
+  /** The generation that answers under this key, and the body it was asked with. The first to claim decides. */
+  claim(
+    key: string,
+    body: string,
+    generation: string,
+    now: number,
+    expires: number,
+  ): { body: string; generation: string } {
+    this.#sql.exec('DELETE FROM idempotency WHERE key = ? AND expires <= ?', key, now)
+    this.#sql.exec('INSERT OR IGNORE INTO idempotency VALUES (?, ?, ?, ?)', key, body, generation, expires)
+    return this.#sql
+      .exec<{ body: string; generation: string }>(
+        'SELECT body, generation FROM idempotency WHERE key = ?',
+        key,
+      )
+      .one()
+  }
+
+  /** @returns when to come back; null: nothing is left. */
+  expire(now: number): number | null {
+    this.#sql.exec('DELETE FROM idempotency WHERE expires <= ?', now)
+    this.#sql.exec('DELETE FROM tickets WHERE expires <= ?', now)
+    this.#sql.exec('DELETE FROM lines WHERE flight IN (SELECT id FROM flights WHERE expires <= ?)', now)
+    this.#sql.exec('DELETE FROM flights WHERE expires <= ?', now)
+    return this.#sql
+      .exec<{ next: number | null }>(
+        'SELECT min(expires) AS next FROM (SELECT expires FROM flights UNION ALL SELECT expires FROM idempotency)',
+      )
+      .one().next
+  }
+}

@@ -29,7 +29,7 @@ export default defineConfig({
             miniflare: { outboundService: () => new Response('no backend here', { status: 502 }) },
           }),
         ],
-        test: { name: 'workerd', include: ['test/gateway/**/*.workerd.test.ts'] },
+        test: { name: 'workerd', include: ['test/gateway/**/*.workerd.test.ts'], testTimeout: 30_000 },
       },
       {
         test: {

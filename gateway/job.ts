@@ -39,7 +39,7 @@ export type JobRow = {
 export const kept_ms = 7 * 24 * 3_600_000
 
 export function jobView(row: JobRow) {
-  const response = parsed<ChatCompletion>(row.response)
+  const response = parsed(row.response) as ChatCompletion | null
   return {
     id: row.id,
     object: 'job' as const,
@@ -59,7 +59,7 @@ export function jobView(row: JobRow) {
 export function jobEvent(row: JobRow): { type: JobEvent; webhook_id: string; body: string } {
   const type = `response.${row.status}` as JobEvent
   const webhook_id = `evt_${row.id.slice('job_'.length)}${row.run > 1 ? `_${row.run}` : ''}`
-  const response = parsed<ChatCompletion>(row.response)
+  const response = parsed(row.response) as ChatCompletion | null
   const data = {
     id: response?.id ?? row.id,
     job_id: row.id,
@@ -78,4 +78,4 @@ export function jobEvent(row: JobRow): { type: JobEvent; webhook_id: string; bod
 }
 
 const seconds = (ms: number) => Math.floor(ms / 1000)
-const parsed = <T = unknown>(text: string | null) => (text === null ? null : (JSON.parse(text) as T))
+const parsed = (text: string | null): unknown => (text === null ? null : JSON.parse(text))

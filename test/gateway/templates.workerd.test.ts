@@ -39,7 +39,7 @@ describe('a template', () => {
     const { v1, render } = await tenant()
     const created = await v1('/templates', { name: 'translate', ...translate })
     expect(created.status).toBe(201)
-    const { id, version } = (await created.json()) as { id: string; version: number }
+    const { id, version } = await created.json<{ id: string; version: number }>()
     expect(version).toBe(1)
     const second = { messages: [translate.messages[0], { role: 'user', content: 'Words: {{text}}' }] }
     expect(await json(v1(`/templates/${id}/versions`, second))).toMatchObject({
@@ -168,7 +168,7 @@ describe('a template', () => {
 describe("the operator's template", () => {
   it('serves every tenant, is theirs to read alone, and is a shared prefix up to the first variable', async () => {
     const created = await admin('/templates', { name: 'support', ...translate })
-    const { id } = (await created.json()) as { id: string }
+    const { id } = await created.json<{ id: string }>()
     const { v1, render } = await tenant()
     expect((await v1(`/templates/${id}`)).status).toBe(200)
     expect((await v1(`/templates/${id}/versions`, translate)).status).toBe(403)
@@ -185,7 +185,7 @@ describe("the operator's template", () => {
       name: 'glued',
       messages: [{ role: 'user', content: 'Hel{{rest}}' }],
     })
-    const { id } = (await created.json()) as { id: string }
+    const { id } = await created.json<{ id: string }>()
     const { render } = await tenant()
     const shared = async (rest: string) => {
       const { prompt } = await render({ id, variables: { rest } })

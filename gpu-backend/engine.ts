@@ -10,10 +10,16 @@ import { totalmem } from 'node:os'
 import type { FinishReason, Timing, TokenLogprobs, TokenUsage } from '../src/protocol.ts'
 import type { GenerationDefaults, ResolvedSampling } from '../src/sampling.ts'
 import { CheckpointError, readCheckpoint, type Checkpoint } from './checkpoint.ts'
-import { loadAddon, type EngineStats, type NativeEngine, type NativeRequest } from './native-addon.ts'
+import {
+  loadAddon,
+  type EngineStats,
+  type NativeEngine,
+  type NativeRequest,
+  type TenantStats,
+} from './native-addon.ts'
 
 export { CheckpointError }
-export type { EngineStats }
+export type { EngineStats, TenantStats }
 
 export interface EngineOptions {
   modelDir: string
@@ -70,6 +76,8 @@ export interface EngineRequest {
   priority: number
   /** From now. */
   deadlineMs?: number
+  /** With max_tokens 0: how long the prompt's blocks stay, whatever else wants memory. */
+  pinMs?: number
 }
 
 /** Completion tokens are those handed out; the token that stopped the answer is neither emitted nor counted. */
@@ -86,6 +94,12 @@ export interface Engine {
   cancel(handle: number): void
   /** After close(): the last ones. */
   stats(): EngineStats
+  /** The prefix cache's counters by tenant, a second old at most. */
+  tenants(): TenantStats[]
+  /** Gives back weights and KV; what runs is cancelled, and until wake() submit() throws EngineClosedError. */
+  sleep(): Promise<void>
+  /** Loads the same weights again; rejects with CheckpointError when the folder holds others by now. */
+  wake(): Promise<void>
   /** Throws IntegrityError when a block of the prefix cache is lost; waits for the step under way. */
   checkIntegrity(): void
   /** Logits of every token, [tokens][vocabSize], prefilled in chunks; for oracles, it holds up the event loop. */
@@ -135,25 +149,8 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
   checkpoint.config.tokenizerVocab = options.tokenizerVocabSize ?? checkpoint.config.tokenizerVocab
   const revision = weightsAsAsked(options, checkpoint)
   const handlers = new Map<number, (event: EngineEvent) => void>()
-  const native = await loadAddon()
-    .open(
-      {
-        files: checkpoint.files,
-        tensors: checkpoint.tensors,
-        config: checkpoint.config,
-        revision,
-        threads: options.threads ?? 0,
-        kernels: options.kernels ?? '',
-        kvBytes: kvBytes(options, checkpoint),
-        maxQueue: options.maxQueue ?? 256,
-        maxBatch: options.maxBatch ?? 64,
-        prefillChunk: options.prefillChunk ?? 512,
-        prefillChunkBeside: options.prefillChunkBeside ?? 64,
-        checkWhenIdle: options.checkWhenIdle ?? false,
-      },
-      () => deliver(),
-    )
-    .catch((error: unknown) => {
+  const load = (): Promise<NativeEngine> =>
+    openNative({ ...options, revision }, checkpoint, () => deliver()).catch((error: unknown) => {
       throw typed(error)
     })
 
@@ -172,8 +169,19 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
     if (handlers.size === 0) native.keepAlive(false)
   }
 
+  let native = await load()
   let closing: Promise<void> | undefined
+  let closed = false
   let stats = native.stats()
+  let tenants = native.tenants()
+  const close = (): Promise<void> => {
+    if (closing === undefined) {
+      stats = native.stats()
+      tenants = native.tenants()
+      closing = native.close().then(deliver)
+    }
+    return closing
+  }
   return {
     model: describe(checkpoint, native),
     submit(request, onEvent) {
@@ -186,16 +194,48 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
       if (closing === undefined) native.cancel(handle)
     },
     stats: () => (closing === undefined ? (stats = native.stats()) : stats),
+    tenants: () => (closing === undefined ? (tenants = native.tenants()) : tenants),
     checkIntegrity: () => attempt(() => native.checkIntegrity()),
     logits: (tokenIds, chunk = 512) => attempt(() => native.logits(tokenIds, chunk)),
+    sleep: close,
+    async wake() {
+      if (closing === undefined) return
+      if (closed) throw new EngineClosedError('the engine is closed')
+      await closing
+      if ((await readCheckpoint(options.modelDir)).revision !== checkpoint.revision)
+        throw new CheckpointError(`${options.modelDir}: holds other weights than before the sleep`)
+      native = await load()
+      closing = undefined
+    },
     close() {
-      if (closing === undefined) {
-        stats = native.stats()
-        closing = native.close().then(deliver)
-      }
-      return closing
+      closed = true
+      return close()
     },
   }
+}
+
+function openNative(
+  options: EngineOptions & { revision: string },
+  checkpoint: Checkpoint,
+  wake: () => void,
+): Promise<NativeEngine> {
+  return loadAddon().open(
+    {
+      files: checkpoint.files,
+      tensors: checkpoint.tensors,
+      config: checkpoint.config,
+      revision: options.revision,
+      threads: options.threads ?? 0,
+      kernels: options.kernels ?? '',
+      kvBytes: kvBytes(options, checkpoint),
+      maxQueue: options.maxQueue ?? 256,
+      maxBatch: options.maxBatch ?? 64,
+      prefillChunk: options.prefillChunk ?? 512,
+      prefillChunkBeside: options.prefillChunkBeside ?? 64,
+      checkWhenIdle: options.checkWhenIdle ?? false,
+    },
+    wake,
+  )
 }
 
 /** @returns what names the cached blocks: other weights give other numbers. */
@@ -246,6 +286,7 @@ function toNative({ tokenIds, sampling, ...request }: EngineRequest, eos: number
     sharedPrefixTokens: request.sharedPrefixTokens,
     priority: request.priority,
     deadlineMs: request.deadlineMs ?? 0,
+    pinMs: request.pinMs ?? 0,
     temperature: sampling.temperature,
     topP: sampling.top_p,
     topK: sampling.top_k,

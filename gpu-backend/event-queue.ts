@@ -1,26 +1,34 @@
 /**
  * Between the engine, which never waits, and a client that may read slowly. While the reader keeps up it gets one event
- * per engine step; while its socket is full, tokens gather in one pending event. So what waits is at most the answer's
- * own tokens, never a growing list of encoded events.
+ * per engine step and answer; while its socket is full, tokens gather in one pending event an answer. So what waits is
+ * at most the answers' own tokens, never a growing list of encoded events.
  */
 import type { ErrorBody } from '../src/errors.ts'
 import { isFinish, type FinishEvent, type GenerateEvent, type TokensEvent } from '../src/protocol.ts'
 import { encodeSse, sse_ping } from '../src/sse.ts'
 
 export class EventQueue {
-  #tokens: TokensEvent | null = null
-  #end: FinishEvent | ErrorBody | null = null
-  #ended = false
+  /** By answer. */
+  #tokens = new Map<number, TokensEvent>()
+  #ends: (FinishEvent | ErrorBody)[] = []
+  #open: number
   #wake: (() => void) | null = null
+
+  /** @param answers finish events to come; an error ends all of them. */
+  constructor(answers = 1) {
+    this.#open = answers
+  }
 
   /** What comes after the last event is dropped: it can only be the echo of a cancellation. */
   push(event: GenerateEvent | ErrorBody): void {
-    if (this.#ended) return
+    if (this.#open === 0) return
     if ('error' in event || isFinish(event)) {
-      this.#end = event
-      this.#ended = true
-    } else if (this.#tokens === null) this.#tokens = event
-    else this.#tokens = joined(this.#tokens, event)
+      this.#ends.push(event)
+      this.#open = 'error' in event ? 0 : this.#open - 1
+    } else {
+      const before = this.#tokens.get(event.index)
+      this.#tokens.set(event.index, before === undefined ? event : joined(before, event))
+    }
     this.#wake?.()
   }
 
@@ -41,19 +49,26 @@ export class EventQueue {
   }
 
   take(): TokensEvent | FinishEvent | ErrorBody | null {
-    const event = this.#tokens ?? this.#end
-    if (this.#tokens !== null) this.#tokens = null
-    else this.#end = null
-    return event
+    for (const [index, tokens] of this.#tokens) {
+      this.#tokens.delete(index)
+      return tokens
+    }
+    return this.#ends.shift() ?? null
+  }
+
+  /** Whether everything that will ever come was taken. */
+  over(): boolean {
+    return this.#open === 0 && !this.#hasEvent()
   }
 
   /** The error that came before any token, if one did: the answer's status can still tell it. */
   failure(): ErrorBody | null {
-    return this.#tokens === null && this.#end !== null && 'error' in this.#end ? this.#end : null
+    const first = this.#ends[0]
+    return this.#tokens.size === 0 && first !== undefined && 'error' in first ? first : null
   }
 
   #hasEvent(): boolean {
-    return this.#tokens !== null || this.#end !== null
+    return this.#tokens.size > 0 || this.#ends.length > 0
   }
 }
 
@@ -83,7 +98,7 @@ export function eventStream(
         controller.enqueue(
           encoder.encode('error' in event ? encodeSse({ event: 'error', data }) : `data: ${data}\n\n`),
         )
-        if ('error' in event || isFinish(event)) controller.close()
+        if (queue.over()) controller.close()
       },
       cancel: onGone,
     },

@@ -3,15 +3,15 @@
  * whose stream broke asks for it by cancelling, as often as it likes.
  */
 import { performance } from 'node:perf_hooks'
-import { ApiError, isErrorCode, type ErrorBody, type ErrorCode } from '../src/errors.ts'
+import { ApiError, type ErrorBody, type ErrorCode } from '../src/errors.ts'
 import type { FinishReason, GenerateEvent, GenerateRequest, Timing, TokenUsage } from '../src/protocol.ts'
 import type { ResolvedSampling } from '../src/sampling.ts'
 import type { Engine, EngineEvent } from './engine.ts'
+import { errorCode, submitted } from './engine-errors.ts'
 import { EventQueue } from './event-queue.ts'
 
 const usage_kept_ms = 10 * 60 * 1000
 const usages_max = 50_000
-const retry_after_s = 1
 
 /** One finished generation, for metrics and the log. */
 export interface Outcome {
@@ -62,35 +62,54 @@ export class Generations {
       throw new ApiError('conflict', `A generation with request_id ${request_id} is under way`, {
         param: 'request_id',
       })
-    const events = new EventQueue()
+    const count = request.sampling.n ?? 1
+    const events = new EventQueue(count)
     const ended = Promise.withResolvers<TokenUsage>()
-    let over = false
-    const watch = new Stopwatch(request.token_ids.length, this.#observer)
-    const handle = submitted(() =>
-      engine.submit(
-        {
-          tokenIds: Uint32Array.from(request.token_ids),
-          sampling,
-          salt: request.cache?.salt ?? '',
-          sharedPrefixTokens: request.cache?.shared_prefix_tokens ?? 0,
-          priority: request.priority ?? 0,
-          ...(request.deadline_ms === undefined ? {} : { deadlineMs: request.deadline_ms }),
-        },
-        (event) => {
-          if (event.type === 'tokens') watch.tokens(event.tokenIds.length)
-          else {
-            over = true
-            const outcome = watch.end(request_id, event)
-            this.#end(request_id, outcome.usage)
-            this.#observer.ended(outcome)
-            ended.resolve(outcome.usage)
-          }
-          events.push(onWire(event))
-        },
-      ),
-    )
-    const live = { events, cancel: () => engine.cancel(handle), ended: ended.promise }
-    if (!over) this.#live.set(request_id, live)
+    const watch = new Stopwatch(request.token_ids.length, count, this.#observer)
+    const handles: number[] = []
+    const cancel = (): void => handles.forEach((handle) => engine.cancel(handle))
+    let open = count
+    let given = true
+    let failed = false
+    const take = (event: EngineEvent, index: number): void => {
+      if (!given) return
+      if (event.type === 'tokens') watch.tokens(event.tokenIds.length, index)
+      else {
+        const outcome = watch.end(request_id, event)
+        open--
+        if (event.type === 'error') {
+          failed = true
+          cancel()
+        }
+        if (open === 0) {
+          this.#end(request_id, outcome.usage)
+          this.#observer.ended(outcome)
+          ended.resolve(outcome.usage)
+        }
+      }
+      events.push(onWire(event, index))
+    }
+    const native = {
+      tokenIds: Uint32Array.from(request.token_ids),
+      salt: request.cache?.salt ?? '',
+      sharedPrefixTokens: request.cache?.shared_prefix_tokens ?? 0,
+      priority: request.priority ?? 0,
+      ...(request.deadline_ms === undefined ? {} : { deadlineMs: request.deadline_ms }),
+    }
+    try {
+      for (let index = 0; index < count; index++) {
+        const seed = sampling.seed === null ? null : sampling.seed + index
+        const one = { ...native, sampling: { ...sampling, seed } }
+        handles.push(submitted(() => engine.submit(one, (event) => take(event, index))))
+      }
+    } catch (error) {
+      given = false
+      cancel()
+      throw error
+    }
+    if (failed) cancel()
+    const live = { events, cancel, ended: ended.promise }
+    if (open > 0) this.#live.set(request_id, live)
     return live
   }
 
@@ -131,66 +150,50 @@ export class Generations {
   }
 }
 
+/** Times one request and adds up what its answers used; the prompt counts once, cached as its first answer found it. */
 class Stopwatch {
   #started = performance.now()
-  #last = this.#started
   #first: number | null = null
-  #completion = 0
-  #prompt: number
+  /** By answer: when its last tokens came. */
+  #last: (number | null)[]
+  #usage: TokenUsage
+  #failed: Extract<EngineEvent, { type: 'error' }> | null = null
   #observer: Observer
 
-  constructor(prompt: number, observer: Observer) {
-    this.#prompt = prompt
+  constructor(prompt: number, answers: number, observer: Observer) {
+    this.#usage = { prompt, cached: 0, completion: 0 }
+    this.#last = Array.from({ length: answers }, () => null)
     this.#observer = observer
   }
 
-  tokens(count: number): void {
+  tokens(count: number, index: number): void {
     const now = performance.now()
-    if (this.#first === null) {
-      this.#first = now - this.#started
-      this.#observer.firstTokens(this.#first / 1000, count)
-    } else this.#observer.nextTokens((now - this.#last) / 1000, count)
-    this.#last = now
-    this.#completion += count
+    const last = this.#last[index] ?? null
+    if (last === null) {
+      this.#first ??= now - this.#started
+      this.#observer.firstTokens((now - this.#started) / 1000, count)
+    } else this.#observer.nextTokens((now - last) / 1000, count)
+    this.#last[index] = now
+    this.#usage.completion += count
   }
 
+  /** Called for each answer; the last call's outcome is the request's. */
   end(request_id: string, event: Exclude<EngineEvent, { type: 'tokens' }>): Outcome {
     const common = { request_id, ttft_ms: this.#first, total_ms: performance.now() - this.#started }
-    if (event.type === 'finish')
-      return { ...common, finish: event.reason, code: null, usage: event.usage, timing: event.timing }
-    return {
-      ...common,
-      finish: 'error',
-      code: errorCode(event.code),
-      usage: { prompt: this.#prompt, cached: 0, completion: this.#completion },
-      timing: null,
-    }
+    if (event.type === 'error') this.#failed ??= event
+    else if (this.#usage.cached === 0) this.#usage.cached = event.usage.cached
+    const usage = { ...this.#usage }
+    if (event.type === 'finish' && this.#failed === null)
+      return { ...common, finish: event.reason, code: null, usage, timing: event.timing }
+    const code = errorCode(this.#failed?.code ?? 'engine_error')
+    return { ...common, finish: 'error', code, usage: { ...usage, cached: 0 }, timing: null }
   }
 }
 
-const errorCode = (code: string): ErrorCode => (isErrorCode(code) ? code : 'engine_error')
-
-function onWire(event: EngineEvent): GenerateEvent | ErrorBody {
+function onWire(event: EngineEvent, index: number): GenerateEvent | ErrorBody {
   if (event.type === 'finish')
-    return { index: 0, finish_reason: event.reason, usage: event.usage, timing: event.timing }
+    return { index, finish_reason: event.reason, usage: event.usage, timing: event.timing }
   if (event.type === 'error') return new ApiError(errorCode(event.code), event.message).body()
   const { tokenIds: token_ids, logprobs } = event
-  return logprobs === undefined ? { index: 0, token_ids } : { index: 0, token_ids, logprobs }
-}
-
-/** The engine's own errors, as answers. */
-function submitted(submit: () => number): number {
-  try {
-    return submit()
-  } catch (error) {
-    if (!(error instanceof Error)) throw error
-    if (error.name === 'QueueFullError')
-      throw new ApiError('queue_full', 'The queue is full; try again shortly', {
-        retryAfterS: retry_after_s,
-        cause: error,
-      })
-    if (error.name === 'InvalidRequestError')
-      throw new ApiError('invalid_value', error.message, { cause: error })
-    throw new ApiError('engine_error', error.message, { cause: error })
-  }
+  return logprobs === undefined ? { index, token_ids } : { index, token_ids, logprobs }
 }

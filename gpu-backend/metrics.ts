@@ -3,7 +3,7 @@
  * autoscalers and routers made for it work here.
  */
 import { Counter, Gauge, Histogram, Registry } from 'prom-client'
-import type { Engine } from './engine.ts'
+import type { Engine, TenantStats } from './engine.ts'
 import type { Observer, Outcome } from './generations.ts'
 
 const fine_s = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5]
@@ -88,6 +88,7 @@ function engineMetrics(registry: Registry, engine: () => Engine | null): () => v
   const running = gauge('num_requests_running', 'Requests being computed')
   const waiting = gauge('num_requests_waiting', 'Requests waiting to be scheduled')
   const usage = gauge('kv_cache_usage_perc', 'Share of the KV blocks in use, 1 is all')
+  const byTenant = tenantCounters(registers)
   const followed = [
     follow('prefix_cache_queries_total', 'Prompt tokens looked up in the prefix cache'),
     follow('prefix_cache_hits_total', 'Prompt tokens found in the prefix cache'),
@@ -113,5 +114,27 @@ function engineMetrics(registry: Registry, engine: () => Engine | null): () => v
     followed[0](stats.prefixQueries)
     followed[1](stats.prefixHits)
     followed[2](stats.preemptions)
+    byTenant(engine()?.tenants() ?? [])
+  }
+}
+
+/** Ours: vLLM counts no tenants. The label is the salt the gateway sent; '' is the operator's shared text. */
+function tenantCounters(registers: Registry[]): (tenants: TenantStats[]) => void {
+  const counters = (['queries', 'hits', 'evictions'] as const).map((what) => {
+    const name = `qwen2_edge:prefix_cache_${what}_total`
+    const unit = what === 'evictions' ? 'Blocks evicted' : `Prompt tokens: ${what}`
+    return {
+      what,
+      counter: new Counter({ name, help: `${unit}, by tenant`, labelNames: ['salt'], registers }),
+    }
+  })
+  const seen = new Map<string, number>()
+  return (tenants) => {
+    for (const { what, counter } of counters)
+      for (const tenant of tenants) {
+        const key = `${what} ${tenant.salt}`
+        counter.inc({ salt: tenant.salt }, Math.max(0, tenant[what] - (seen.get(key) ?? 0)))
+        seen.set(key, tenant[what])
+      }
   }
 }

@@ -75,6 +75,8 @@ export interface NativeRequest {
   priority: number
   /** 0: none. */
   deadlineMs: number
+  /** With maxTokens 0: how long the prompt's blocks stay. */
+  pinMs: number
   temperature: number
   topP: number
   topK: number
@@ -97,6 +99,8 @@ export interface EngineStats {
   blocksFree: number
   blocksCached: number
   blocksUsed: number
+  /** Of those used: held by pinned prefixes. */
+  blocksPinned: number
   running: number
   waiting: number
   /** Prompt tokens looked up in the prefix cache, and found there. */
@@ -110,6 +114,15 @@ export interface EngineStats {
   generatedTokens: number
   requests: number
   steps: number
+}
+
+/** The prefix cache's counters of one tenant: tokens looked up, tokens found, blocks evicted. */
+export interface TenantStats {
+  /** '': the operator, whose text every tenant shares. */
+  salt: string
+  queries: number
+  hits: number
+  evictions: number
 }
 
 export interface NativeInfo {
@@ -128,6 +141,7 @@ export interface NativeEngine {
   /** Whether Node must stay alive for the engine. */
   keepAlive(yes: boolean): void
   stats(): EngineStats
+  tenants(): TenantStats[]
   info(): NativeInfo
   /** [tokens][vocab] */
   logits(tokenIds: Uint32Array, chunk: number): Float32Array

@@ -7,12 +7,13 @@ import { Hono, type MiddlewareHandler } from 'hono'
 import { bodyLimit } from 'hono/body-limit'
 import * as z from 'zod/mini'
 import { ApiError } from '../src/errors.ts'
-import { GenerateRequest, type CancelResponse, type ModelCard } from '../src/protocol.ts'
+import { GenerateRequest, PrefixRequest, type CancelResponse, type ModelCard } from '../src/protocol.ts'
 import { resolveSampling, type ResolvedSampling } from '../src/sampling.ts'
 import type { Engine } from './engine.ts'
 import { eventStream } from './event-queue.ts'
 import { Generations, type Outcome } from './generations.ts'
 import { createMetrics } from './metrics.ts'
+import { warmPrefix } from './prefixes.ts'
 
 const body_bytes_max = 4 * 1024 ** 2
 const retry_after_s = 2
@@ -37,6 +38,7 @@ export interface Service {
 export function createService(options: ServiceOptions): Service {
   let loaded: { engine: Engine; card: ModelCard } | null = null
   let draining = false
+  let asleep = false
   const metrics = createMetrics(options.model, () => loaded?.engine ?? null)
   const generations = new Generations({
     ...metrics,
@@ -51,6 +53,10 @@ export function createService(options: ServiceOptions): Service {
     throw new ApiError('backend_unavailable', 'The model is still loading', { retryAfterS: retry_after_s })
   }
   const accepting = () => {
+    if (asleep)
+      throw new ApiError('backend_unavailable', 'This backend sleeps: POST /v1/wake', {
+        retryAfterS: retry_after_s,
+      })
     if (!draining) return running()
     throw new ApiError('backend_unavailable', 'This backend is draining', { retryAfterS: retry_after_s })
   }
@@ -63,7 +69,7 @@ export function createService(options: ServiceOptions): Service {
     .get('/v1/model', (c) => c.json(running().card))
     .post('/v1/generate', limitBody, async (c) => {
       const { engine, card } = accepting()
-      const request = parse(await readJson(c.req.raw))
+      const request = parse(GenerateRequest, await readJson(c.req.raw))
       const signal = c.req.raw.signal
       const generation = generations.start(
         engine,
@@ -87,6 +93,29 @@ export function createService(options: ServiceOptions): Service {
       const request_id = c.req.param('request_id')
       const answer: CancelResponse = { request_id, usage: await generations.cancel(request_id) }
       return c.json(answer)
+    })
+    .post('/v1/prefixes', limitBody, async (c) => {
+      const { engine } = accepting()
+      const request = parse(PrefixRequest, await readJson(c.req.raw))
+      if (request.token_ids.length > engine.model.contextLength)
+        throw new ApiError(
+          'context_length_exceeded',
+          `The context holds ${engine.model.contextLength} tokens; the prefix has ${request.token_ids.length}`,
+          { param: 'token_ids' },
+        )
+      return c.json(await warmPrefix(engine, request, c.req.raw.signal))
+    })
+    .post('/v1/sleep', async (c) => {
+      const { engine } = running()
+      asleep = true
+      await generations.idle()
+      await engine.sleep()
+      return c.json({ asleep })
+    })
+    .post('/v1/wake', async (c) => {
+      await running().engine.wake()
+      asleep = false
+      return c.json({ asleep })
     })
     .post('/v1/drain', (c) => {
       draining = true
@@ -151,8 +180,8 @@ async function readJson(request: Request): Promise<unknown> {
   }
 }
 
-function parse(body: unknown): GenerateRequest {
-  const parsed = GenerateRequest.safeParse(body)
+function parse<T>(schema: z.ZodMiniType<T>, body: unknown): T {
+  const parsed = schema.safeParse(body)
   if (parsed.success) return parsed.data
   const issue = parsed.error.issues[0]
   const param = issue === undefined ? '' : z.core.toDotPath(issue.path)

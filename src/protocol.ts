@@ -3,6 +3,7 @@
  *
  *   POST /v1/generate                        GenerateRequest -> events: GenerateEvent ... , the last one has `finish_reason`
  *   POST /v1/generate/{request_id}/cancel    -> { usage }; idempotent, usage is kept for 10 minutes
+ *   POST /v1/prefixes                        PrefixRequest -> PrefixResponse, once the prefix is computed
  *   GET  /v1/model                           -> ModelCard
  *
  * A failure before the first event is a status with ErrorBody; after it, an SSE event named `error` with ErrorBody.
@@ -22,7 +23,10 @@ export const GenerateRequest = z.object({
   request_id: z.string().check(z.regex(/^[\w.:-]{1,128}$/)),
   model: z.string(),
   token_ids: z.custom<number[]>(isTokenIds, 'expected a list of at least one token id'),
-  sampling: Sampling,
+  sampling: z.extend(Sampling, {
+    /** Answers to one prompt, each with its `index`; answer i is sampled with seed + i. */
+    n: z.optional(z.int().check(z.gte(1), z.lte(16))),
+  }),
   cache: z.optional(
     z.object({
       /** Who may reuse the blocks: the tenant. Empty: nobody's in particular. */
@@ -37,6 +41,23 @@ export const GenerateRequest = z.object({
   deadline_ms: z.optional(z.int().check(z.gte(1))),
 })
 export type GenerateRequest = z.infer<typeof GenerateRequest>
+
+/** Computes a prompt's keys and values before anybody asks with it. */
+export const PrefixRequest = z.object({
+  token_ids: z.custom<number[]>(isTokenIds, 'expected a list of at least one token id'),
+  salt: z.optional(z.string().check(z.maxLength(256))),
+  shared_prefix_tokens: z.optional(z.int().check(z.gte(0))),
+  /** How long it stays whatever else wants memory; pins may hold half of it, and the first to lapse yields. */
+  pin_seconds: z.optional(z.number().check(z.gte(0), z.lte(7 * 24 * 3600))),
+})
+export type PrefixRequest = z.infer<typeof PrefixRequest>
+
+export interface PrefixResponse {
+  /** Leading tokens that a prompt starting with these need not compute. */
+  cached_tokens: number
+  /** When the pin lapses, Unix seconds; null without one. */
+  until: number | null
+}
 
 export interface TokenLogprob {
   token_id: number
@@ -55,7 +76,7 @@ export interface TokensEvent {
 
 export type FinishReason = 'stop' | 'length' | 'cancelled' | 'deadline'
 
-/** Tokens. `prompt` includes the cached ones. */
+/** Tokens. `prompt` includes the cached ones. With n > 1 each answer has its own `completion`; the prompt counts once. */
 export interface TokenUsage {
   prompt: number
   cached: number

@@ -69,6 +69,9 @@ export function scriptedEngine(script: (run: Run) => void = counting, contextLen
       prefixHits: 0,
       preemptions: 0,
     }),
+    tenants: () => [],
+    sleep: async () => undefined,
+    wake: async () => undefined,
     checkIntegrity: () => undefined,
     close: async () => undefined,
   }

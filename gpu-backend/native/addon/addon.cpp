@@ -101,7 +101,8 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
         env, "NativeEngine",
         {InstanceMethod<&NativeEngine::submit>("submit"), InstanceMethod<&NativeEngine::cancel>("cancel"),
          InstanceMethod<&NativeEngine::drain>("drain"), InstanceMethod<&NativeEngine::keep_alive>("keepAlive"),
-         InstanceMethod<&NativeEngine::stats>("stats"), InstanceMethod<&NativeEngine::info>("info"),
+         InstanceMethod<&NativeEngine::stats>("stats"),
+         InstanceMethod<&NativeEngine::tenants>("tenants"), InstanceMethod<&NativeEngine::info>("info"),
          InstanceMethod<&NativeEngine::logits>("logits"),
          InstanceMethod<&NativeEngine::check_integrity>("checkIntegrity"),
          InstanceMethod<&NativeEngine::close>("close")});
@@ -158,11 +159,25 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
     const auto set = [&](const char* name, auto value) { result.Set(name, static_cast<double>(value)); };
     set("blocksTotal", stats.blocks_total), set("blocksFree", stats.blocks_free);
     set("blocksCached", stats.blocks_cached), set("blocksUsed", stats.blocks_used);
+    set("blocksPinned", stats.blocks_pinned);
     set("running", stats.running), set("waiting", stats.waiting);
     set("prefixQueries", stats.prefix_queries), set("prefixHits", stats.prefix_hits);
     set("evictions", stats.evictions), set("preemptions", stats.preemptions);
     set("promptTokens", stats.prompt_tokens), set("generatedTokens", stats.generated_tokens);
     set("requests", stats.requests), set("steps", stats.steps);
+    return result;
+  }
+  Napi::Value tenants(const Napi::CallbackInfo& info) {
+    const auto counters = guarded(info, [&] { return engine().tenants(); });
+    Napi::Array result = Napi::Array::New(info.Env());
+    for (const PrefixCache::TenantCounters& each : counters) {
+      Napi::Object row = Napi::Object::New(info.Env());
+      row.Set("salt", each.salt);
+      row.Set("queries", static_cast<double>(each.queries));
+      row.Set("hits", static_cast<double>(each.hits));
+      row.Set("evictions", static_cast<double>(each.evictions));
+      result.Set(result.Length(), row);
+    }
     return result;
   }
   Napi::Value info(const Napi::CallbackInfo& info) {

@@ -143,6 +143,7 @@ Request parse_request(const Napi::Object& object) {
   request.shared_prefix = whole(object, "sharedPrefixTokens");
   request.priority = static_cast<int>(std::clamp(number(object, "priority"), -1e6, 1e6));
   request.deadline_ms = std::clamp(number(object, "deadlineMs"), 0.0, 1e12);
+  request.pin_ms = std::clamp(number(object, "pinMs"), 0.0, 1e12);
 
   SamplingParams& sampling = request.sampling;
   sampling.temperature = number(object, "temperature");

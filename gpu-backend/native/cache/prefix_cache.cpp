@@ -16,7 +16,10 @@ std::size_t PrefixCache::HashOfHash::operator()(const Hash& hash) const {
 PrefixCache::PrefixCache(std::size_t blocks, std::string_view identity)
     : pool_(blocks),
       root_(Sha256().update("qwen2-edge kv 1").update(std::uint64_t{identity.size()}).update(identity).finish()),
-      slots_(blocks) {}
+      slots_(blocks),
+      tenants_(2) {
+  tenants_[1].salt = "(others)";
+}
 
 Hash PrefixCache::salted(const Hash& parent, std::string_view salt) {
   return Sha256().update("salt").update(parent).update(std::uint64_t{salt.size()}).update(salt).finish();
@@ -46,15 +49,16 @@ std::optional<BlockId> PrefixCache::acquire(const Hash& name, const Hash& parent
 std::optional<BlockId> PrefixCache::allocate() {
   if (const auto block = pool_.take()) return block;
   if (idle_.empty()) return std::nullopt;
-  forget(idle_.front());
   ++counters_.evictions;
+  ++tenants_[slots_[idle_.front()].content->owner].evictions;
+  forget(idle_.front());
   return pool_.take();
 }
 
-void PrefixCache::publish(BlockId block, const Hash& name, const Hash& parent, BlockTokens tokens) {
+void PrefixCache::publish(BlockId block, const Hash& name, const Hash& parent, BlockTokens tokens, Tenant owner) {
   Slot& slot = slots_.at(block);
   if (slot.content.has_value() || by_name_.contains(name)) return;
-  slot.content.emplace(Content{name, parent, {}});
+  slot.content.emplace(Content{name, parent, {}, owner});
   std::ranges::copy(tokens, slot.content->tokens.begin());
   by_name_.emplace(name, block);
 }
@@ -82,11 +86,54 @@ void PrefixCache::clear() {
     if (slots_[block].content) forget(static_cast<BlockId>(block));
 }
 
-void PrefixCache::check_integrity(std::span<const std::uint32_t> holders) const {
+void PrefixCache::pin(std::span<const BlockId> blocks, Clock::time_point until) {
+  if (blocks.empty() || blocks.size() > total() / 2) return;
+  for (Pin& pin : pins_)
+    if (std::ranges::equal(pin.blocks, blocks)) {
+      pin.until = std::max(pin.until, until);
+      return;
+    }
+  while (pinned_ + blocks.size() > total() / 2) unpin_one();
+  for (const BlockId block : blocks) pool_.hold(block);
+  pinned_ += blocks.size();
+  pins_.push_back({{blocks.begin(), blocks.end()}, until});
+}
+
+void PrefixCache::unpin(Clock::time_point now) {
+  while (!pins_.empty() && std::ranges::min(pins_, {}, &Pin::until).until <= now) unpin_one();
+}
+
+bool PrefixCache::unpin_one() {
+  if (pins_.empty()) return false;
+  const auto first = std::ranges::min_element(pins_, {}, &Pin::until);
+  pinned_ -= first->blocks.size();
+  for (std::size_t i = first->blocks.size(); i > 0; --i) release(first->blocks[i - 1]);  // tail first
+  pins_.erase(first);
+  return true;
+}
+
+PrefixCache::Tenant PrefixCache::tenant(const std::string& salt) {
+  if (salt.empty()) return kOperator;
+  const auto found = tenant_of_.find(salt);
+  if (found != tenant_of_.end()) return found->second;
+  constexpr std::size_t kNamed = 1000;
+  if (tenants_.size() >= kNamed + 2) return 1;
+  const auto number = static_cast<Tenant>(tenants_.size());
+  tenants_.push_back({{}, salt});
+  tenant_of_.emplace(salt, number);
+  return number;
+}
+
+void PrefixCache::check_integrity(std::span<const std::uint32_t> by_sequences) const {
   const auto want = [](bool holds, const std::string& what) {
     if (!holds) throw Error(ErrorCode::integrity, what);
   };
-  want(holders.size() == total(), "a holder count for every block is wanted");
+  want(by_sequences.size() == total(), "a holder count for every block is wanted");
+  std::vector<std::uint32_t> holders(by_sequences.begin(), by_sequences.end());
+  std::size_t pins = 0;
+  for (const Pin& pin : pins_)
+    for (const BlockId block : pin.blocks) ++holders.at(block), ++pins;
+  want(pins == pinned_, "pins hold another number of blocks than is counted");
   std::vector<bool> is_free(total(), false);
   for (const BlockId block : pool_.free_blocks()) {
     want(!is_free[block], concat("block ", block, " is free twice"));

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <list>
 #include <optional>
@@ -26,10 +27,12 @@ namespace qe {
  * in the hash can cost a miss but never a wrong answer.
  * Blocks nobody holds stay, in order of release, and are evicted from the oldest; sequences release their tail first,
  * so an evicted block never leaves a reachable child behind for long.
+ * A pin holds a prefix's blocks until a time, as a sequence would. Pins hold half of the blocks at most (those that lapse
+ * first yield), and all of them yield before a lone sequence would fail for want of memory.
  * Two sequences may compute the same block at once; the first to publish it keeps the name, the second's copy is freed
  * with its sequence.
  *
- * Limits: one thread. Threads of conversation that share no leading 16 tokens share nothing.
+ * Limits: one thread; statistics by name for the first 1,000 tenants, together for the rest. Threads of conversation that share no leading 16 tokens share nothing.
  */
 class PrefixCache {
  public:
@@ -39,6 +42,15 @@ class PrefixCache {
     std::uint64_t queries = 0;    // tokens looked up
     std::uint64_t hits = 0;       // tokens found
     std::uint64_t evictions = 0;  // blocks
+  };
+
+  /** A tenant's number, for statistics; 0 is the operator, whose text everybody shares. */
+  using Tenant = std::uint32_t;
+  static constexpr Tenant kOperator = 0;
+  using Clock = std::chrono::steady_clock;
+
+  struct TenantCounters : Counters {
+    std::string salt;
   };
 
   /** @param identity everything but tokens and salt that the cached numbers depend on */
@@ -55,11 +67,20 @@ class PrefixCache {
   /** An empty block held once: a free one, else the longest idle one, evicted; nothing when every block is used. */
   std::optional<BlockId> allocate();
   /** Gives a fully computed block, held by the caller, its name. */
-  void publish(BlockId block, const Hash& name, const Hash& parent, BlockTokens tokens);
+  void publish(BlockId block, const Hash& name, const Hash& parent, BlockTokens tokens, Tenant owner = kOperator);
   /** Drops one hold. */
   void release(BlockId block);
   /** Forgets every idle block and the names of the used ones (the weights changed, or an operator asked). */
   void clear();
+
+  /** Holds the blocks until then; the same blocks again: until the later of the two. */
+  void pin(std::span<const BlockId> blocks, Clock::time_point until);
+  /** Drops the pins that lapsed. */
+  void unpin(Clock::time_point now);
+  /** Drops the pin that would lapse first; false when there is none. */
+  bool unpin_one();
+  /** Blocks held by pins, one held by two of them counted twice. */
+  [[nodiscard]] std::size_t pinned() const { return pinned_; }
 
   [[nodiscard]] std::size_t total() const { return pool_.total(); }
   [[nodiscard]] std::size_t free() const { return pool_.free(); }
@@ -68,17 +89,25 @@ class PrefixCache {
   /** Blocks allocate() can still give. */
   [[nodiscard]] std::size_t available() const { return free() + cached(); }
   [[nodiscard]] const Counters& counters() const { return counters_; }
-  void count_query(std::size_t tokens) { counters_.queries += tokens; }
-  void count_hits(std::size_t tokens) { counters_.hits += tokens; }
+  /** The number of whoever uses the salt. */
+  Tenant tenant(const std::string& salt);
+  [[nodiscard]] const std::vector<TenantCounters>& tenants() const { return tenants_; }
+  void count_query(Tenant tenant, std::size_t tokens) { counters_.queries += tokens, tenants_[tenant].queries += tokens; }
+  void count_hits(Tenant tenant, std::size_t tokens) { counters_.hits += tokens, tenants_[tenant].hits += tokens; }
 
   /** Throws Error(integrity) unless free + cached + used == total and every index agrees.
-      @param holders how many sequences hold each block, [total] */
-  void check_integrity(std::span<const std::uint32_t> holders) const;
+      @param by_sequences how many sequences hold each block, [total] */
+  void check_integrity(std::span<const std::uint32_t> by_sequences) const;
 
  private:
   struct Content {
     Hash name{}, parent{};
     std::array<TokenId, kBlockSize> tokens{};
+    Tenant owner = kOperator;
+  };
+  struct Pin {
+    std::vector<BlockId> blocks;
+    Clock::time_point until;
   };
   struct HashOfHash {
     std::size_t operator()(const Hash& hash) const;
@@ -96,6 +125,10 @@ class PrefixCache {
   std::vector<Slot> slots_;  // [blocks]
   std::unordered_map<Hash, BlockId, HashOfHash> by_name_;
   std::list<BlockId> idle_;  // longest idle first
+  std::list<Pin> pins_;      // in no order: they are few
+  std::size_t pinned_ = 0;
+  std::vector<TenantCounters> tenants_;  // by number; 0 the operator, 1 those that came too late for a name
+  std::unordered_map<std::string, Tenant> tenant_of_;
   Counters counters_;
 };
 

@@ -72,6 +72,11 @@ std::uint32_t Engine::submit(Request request) {
   sequence.submitted = Clock::now();
   if (request.deadline_ms > 0)
     sequence.deadline = sequence.submitted + std::chrono::microseconds(std::llround(request.deadline_ms * 1000));
+  if (request.pin_ms > 0 && request.sampling.max_tokens == 0) {
+    if (prompt / kBlockSize > cache_.total() / 2)
+      refuse(concat("a pinned prefix may take half of the KV memory, ", cache_.total() / 2 * kBlockSize, " tokens"));
+    sequence.pin_until = sequence.submitted + std::chrono::microseconds(std::llround(request.pin_ms * 1000));
+  }
   Sampler sampler(std::move(request.sampling), config.tokenizer_vocab, sequence.tokens);
   auto generation = std::make_unique<Generation>(std::move(sequence), std::move(sampler));
 
@@ -100,6 +105,11 @@ void Engine::close() {
     wake_.notify_one();
   }
   if (thread_.joinable()) thread_.join();
+}
+
+std::vector<PrefixCache::TenantCounters> Engine::tenants() const {
+  const std::scoped_lock lock(mutex_);
+  return shown_tenants_;
 }
 
 EngineStats Engine::stats() const {
@@ -167,6 +177,7 @@ void Engine::take_in() {
 
 void Engine::expire() {
   const Clock::time_point now = Clock::now();
+  cache_.unpin(now);
   std::vector<Sequence*> late;
   for (const auto& [handle, generation] : generations_)
     if (generation->sequence.deadline && *generation->sequence.deadline <= now) late.push_back(&generation->sequence);
@@ -200,6 +211,7 @@ void Engine::postprocess(const std::vector<Slice>& plan, std::span<const float> 
     const std::span<const float> mine = logits.subspan(row++ * vocab, vocab);
     if (sequence.generated() == 0) sequence.first_token = Clock::now();
     if (sampler.params().max_tokens == 0) {
+      if (sequence.pin_until) scheduler_.pin(sequence, *sequence.pin_until);
       finish(sequence, FinishReason::length);
       continue;
     }
@@ -243,12 +255,17 @@ void Engine::publish_stats() {
   EngineStats stats = counters_;
   stats.blocks_total = cache_.total(), stats.blocks_free = cache_.free();
   stats.blocks_cached = cache_.cached(), stats.blocks_used = cache_.used();
+  stats.blocks_pinned = cache_.pinned();
   stats.running = scheduler_.running(), stats.waiting = scheduler_.waiting();
   stats.prefix_queries = cache_.counters().queries, stats.prefix_hits = cache_.counters().hits;
   stats.evictions = cache_.counters().evictions;
   stats.preemptions = scheduler_.preemptions();
+  const Clock::time_point now = Clock::now();
   const std::scoped_lock lock(mutex_);
   shown_ = stats;
+  if (!generations_.empty() && now - tenants_shown_at_ < std::chrono::seconds(1)) return;
+  shown_tenants_ = cache_.tenants();
+  tenants_shown_at_ = now;
 }
 
 void Engine::run_between_steps(const std::function<void()>& command) {

@@ -33,10 +33,12 @@ struct Request {
   std::size_t shared_prefix = 0;  // leading tokens that are operator text
   int priority = 0;               // higher runs first
   double deadline_ms = 0;         // from now; 0: none
+  double pin_ms = 0;              // with max_tokens 0: how long the prompt's blocks stay, whatever else wants memory
 };
 
 struct EngineStats {
   std::size_t blocks_total, blocks_free, blocks_cached, blocks_used;
+  std::size_t blocks_pinned;  // of those used
   std::size_t running, waiting;
   std::uint64_t prefix_queries, prefix_hits;  // tokens
   std::uint64_t evictions;                    // blocks
@@ -69,6 +71,8 @@ class Engine {
   void close();
 
   [[nodiscard]] EngineStats stats() const;
+  /** The prefix cache's counters by tenant, a second old at most; the first is the operator's, whose text is shared. */
+  [[nodiscard]] std::vector<PrefixCache::TenantCounters> tenants() const;
   /** Between two steps: throws Error(integrity) if a block is lost or an index disagrees. */
   void check_integrity();
   /** Logits of every token of a prompt, [tokens][vocab], computed in chunks of `chunk` beside the cache. For oracles.
@@ -114,6 +118,8 @@ class Engine {
   std::vector<std::uint32_t> cancelled_;
   std::vector<std::function<void()>> commands_;
   EngineStats shown_{};
+  std::vector<PrefixCache::TenantCounters> shown_tenants_;
+  Clock::time_point tenants_shown_at_{};
   std::uint32_t next_handle_ = 1;
   bool closing_ = false;
 

@@ -1,6 +1,7 @@
 #include "scheduler/scheduler.h"
 
 #include <algorithm>
+#include <set>
 
 #include "base/error.h"
 
@@ -21,7 +22,14 @@ PrefixCache::BlockTokens tokens_of(const Sequence& sequence, std::size_t block) 
 
 }  // namespace
 
-void Scheduler::add(Sequence& sequence) { insert_ordered(waiting_, sequence); }
+void Scheduler::add(Sequence& sequence) {
+  sequence.tenant = cache_.tenant(sequence.salt);
+  insert_ordered(waiting_, sequence);
+}
+
+void Scheduler::pin(const Sequence& sequence, Clock::time_point until) {
+  cache_.pin(std::span(sequence.blocks).first(std::min(sequence.published, sequence.prompt / kBlockSize)), until);
+}
 
 void Scheduler::remove(Sequence& sequence) {
   release_blocks(sequence);
@@ -41,14 +49,17 @@ std::vector<Slice> Scheduler::schedule() {
       plan.push_back({sequence, sequence->computed, 1});
 
   std::size_t budget = plan.empty() ? limits_.chunk : limits_.chunk_beside;
+  std::set<Hash> under_way;  // blocks that this step fills
   for (Sequence* sequence : order) {
     if (budget == 0) break;
     if (sequence->remaining() <= 1 || !still_running(sequence)) continue;
     const std::size_t adopted = adopt_cached(*sequence);
     if (!sequence->preempted) {
       *sequence->cached += adopted;
-      cache_.count_hits(adopted);
+      cache_.count_hits(sequence->tenant, adopted);
     }
+    // Who would compute what this step computes anyway waits, and finds it in the cache.
+    if (fills_block(*sequence) && under_way.contains(name_of(*sequence, sequence->computed / kBlockSize))) continue;
     std::size_t count = std::min(budget, sequence->remaining());
     // A chunk that is not the last ends on a block's edge, where the next one may go on from the cache.
     if (const std::size_t over = (sequence->computed + count) % kBlockSize;
@@ -57,8 +68,16 @@ std::vector<Slice> Scheduler::schedule() {
     if (!reserve(*sequence, count, plan)) continue;
     plan.push_back({sequence, sequence->computed, count});
     budget -= count;
+    for (std::size_t at = sequence->computed / kBlockSize; (at + 1) * kBlockSize <= sequence->computed + count; ++at)
+      under_way.insert(name_of(*sequence, at));
   }
   return plan;
+}
+
+/** Whether the next thing it computes is a whole block that the cache could give it. */
+bool Scheduler::fills_block(const Sequence& sequence) {
+  return sequence.computed % kBlockSize == 0 && sequence.remaining() > kBlockSize &&
+         sequence.computed / kBlockSize == sequence.blocks.size();
 }
 
 /** Moves the first waiting sequence into the batch, if there is a place and memory for its prompt. */
@@ -79,8 +98,8 @@ bool Scheduler::admit() {
   if (!next.cached) {
     next.cached = adopted;
     next.admitted = Clock::now();
-    cache_.count_query(next.prompt);
-    cache_.count_hits(adopted);
+    cache_.count_query(next.tenant, next.prompt);
+    cache_.count_hits(next.tenant, adopted);
   }
   waiting_.erase(waiting_.begin());
   insert_ordered(running_, next);
@@ -111,6 +130,7 @@ bool Scheduler::reserve(Sequence& sequence, std::size_t tokens, std::vector<Slic
       sequence.blocks.push_back(*block);
       continue;
     }
+    if (running_.size() == 1 && cache_.unpin_one()) continue;
     Sequence& victim = *running_.back();
     preempt(victim, plan);
     if (&victim == &sequence) return false;
@@ -140,7 +160,8 @@ void Scheduler::commit(const Slice& slice) {
   for (; (sequence.published + 1) * kBlockSize <= sequence.computed; ++sequence.published) {
     const std::size_t at = sequence.published;
     const Hash name = name_of(sequence, at);
-    cache_.publish(sequence.blocks[at], name, parent_of(sequence, at), tokens_of(sequence, at));
+    const auto owner = at < sequence.shared_prefix / kBlockSize ? PrefixCache::kOperator : sequence.tenant;
+    cache_.publish(sequence.blocks[at], name, parent_of(sequence, at), tokens_of(sequence, at), owner);
   }
 }
 

@@ -29,7 +29,8 @@ struct SchedulerLimits {
  * A step first takes one token of every running sequence that decodes, so decode never waits for a prefill; then
  * chunks of prefill in order of priority and arrival, within a budget that is small while anybody decodes. A waiting
  * sequence is admitted when a place is free and the cache can give blocks for its whole prompt. Before each chunk the
- * prefix cache is asked again, so a prompt that starts like one under way follows it instead of computing twice.
+ * prefix cache is asked again, and nobody computes a block that another one fills in the same step, so a prompt that
+ * starts like one under way follows it instead of computing twice.
  * When blocks run out, the sequence that is last in order gives up all of its blocks and waits again (preemption by
  * recompute); its full blocks stay cached until somebody needs them. A sequence of higher priority also takes the
  * place of a running one when the batch is full.
@@ -52,6 +53,9 @@ class Scheduler {
   /** The slice was computed: advances the sequence and publishes its full blocks. Call before appending a token. */
   void commit(const Slice& slice);
 
+  /** Keeps the full blocks of its prompt, as far as they are computed. */
+  void pin(const Sequence& sequence, Clock::time_point until);
+
   [[nodiscard]] std::size_t waiting() const { return waiting_.size(); }
   [[nodiscard]] std::size_t running() const { return running_.size(); }
   [[nodiscard]] std::uint64_t preemptions() const { return preemptions_; }
@@ -61,6 +65,7 @@ class Scheduler {
  private:
   bool admit();
   std::size_t adopt_cached(Sequence& sequence);
+  static bool fills_block(const Sequence& sequence);
   bool reserve(Sequence& sequence, std::size_t tokens, std::vector<Slice>& plan);
   void preempt(Sequence& sequence, std::vector<Slice>& plan);
   void release_blocks(Sequence& sequence);

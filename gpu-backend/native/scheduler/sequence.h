@@ -21,10 +21,12 @@ struct Sequence {
   std::size_t room = 0;         // most tokens it may ever have: prompt + max_tokens
 
   std::string salt;
+  std::uint32_t tenant = 0;  // PrefixCache::tenant(salt), set when it is added
   std::size_t shared_prefix = 0;  // leading tokens that are operator text
   int priority = 0;               // higher runs first
   std::uint64_t arrival = 0;      // breaks ties
   std::optional<Clock::time_point> deadline;
+  std::optional<Clock::time_point> pin_until;  // its prompt's blocks stay until then
 
   std::size_t computed = 0;           // tokens whose keys and values are in `blocks`
   std::size_t published = 0;          // leading blocks offered to the prefix cache

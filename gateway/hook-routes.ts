@@ -77,6 +77,8 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
     const type = asked.verify?.type ?? before.verify.type
     const after: HookRecord = {
       ...before,
+      // Whoever changes a hook answers for it from then on: so it outlives the key that made it.
+      caller: c.var.caller,
       name: asked.name ?? before.name,
       enabled: asked.enabled ?? before.enabled,
       mode: asked.mode ?? before.mode,

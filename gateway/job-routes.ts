@@ -78,7 +78,7 @@ export const jobs: Hono<AppEnv> = new Hono<AppEnv>()
     const { status } = found(await own(c).get(id, 0))
     if (!isTerminal(status) || status === 'completed')
       throw new ApiError('conflict', `This job is ${status}; only a failed or cancelled one is run again.`)
-    return c.json(jobView(found(await own(c).retry(id))))
+    return c.json(jobView(found(await own(c).retry(id, c.var.caller))))
   })
   .get('/:id/deliveries', async (c) => {
     const id = c.req.param('id')

@@ -115,12 +115,13 @@ export class Jobs extends DurableObject<Env> {
     return this.#row(id)
   }
 
-  /** Runs a job again that failed or was cancelled; null where it is not one of these. */
-  async retry(id: string): Promise<JobRow | null> {
+  /** Runs a job again that failed or was cancelled, for whoever asks; null where it is not one of these. */
+  async retry(id: string, caller: Caller): Promise<JobRow | null> {
     this.#sql.exec(
-      `UPDATE jobs SET status = 'queued', run = run + 1, attempt = 0, ready_at = ?, finished_at = NULL, error = NULL
-       WHERE id = ? AND status IN ('failed', 'cancelled')`,
+      `UPDATE jobs SET status = 'queued', run = run + 1, attempt = 0, ready_at = ?, finished_at = NULL, error = NULL,
+         caller = ? WHERE id = ? AND status IN ('failed', 'cancelled')`,
       Date.now(),
+      JSON.stringify(caller),
       id,
     )
     const row = this.#row(id)

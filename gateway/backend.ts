@@ -9,6 +9,8 @@ import {
   type GenerateEvent,
   type GenerateRequest,
   type ModelCard,
+  type PrefixRequest,
+  type PrefixResponse,
   type TokenUsage,
   type WireError,
 } from '../src/protocol.ts'
@@ -60,6 +62,16 @@ export async function cancel(env: Env, requestId: string): Promise<TokenUsage | 
     probe_ms,
   )
   return (await response.json<CancelResponse>()).usage
+}
+
+/** Computes a prompt into the prefix cache; answers when it is there. */
+export async function warmPrefix(
+  env: Env,
+  request: PrefixRequest,
+  signal: AbortSignal,
+): Promise<PrefixResponse> {
+  const body = JSON.stringify(request)
+  return (await call(env, '/v1/prefixes', { method: 'POST', body }, signal, first_event_ms)).json()
 }
 
 /** Whether generations would be served, and by the model whose tokens this gateway speaks. */

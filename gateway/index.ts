@@ -15,8 +15,10 @@ import { deliveries } from './delivery-routes.ts'
 import { cancelGeneration, events } from './generations.ts'
 import { line } from './line.ts'
 import { model } from './model.ts'
+import { prefixes } from './prefixes.ts'
+import { prompt } from './prompt.ts'
 import { templates } from './template-routes.ts'
-import { standing } from './count.ts'
+import { count, standing } from './count.ts'
 import { tenantUsage } from './usage.ts'
 
 export { Directory } from './directory.ts'
@@ -79,6 +81,7 @@ const app = new Hono<AppEnv>()
   })
   .post('/v1/chat/completions', auth, scope('generate'), limitedBody, background, ...line)
   .all('/v1/chat/completions', wrongMethod('POST'))
+  .post('/v1/prefixes', auth, scope('generate'), limitedBody, prompt, count, ...prefixes)
   .get('/v1/generations/:id/events', auth, scope('generate'), standing, ...events)
   .delete('/v1/generations/:id', auth, scope('generate'), standing, ...cancelGeneration)
   .delete('/v1/cache', auth, scope('generate'), standing, ...purge)

@@ -184,6 +184,28 @@ describe('a dropped stream', () => {
     expect(after?.sampling.max_tokens).toBeLessThan(before?.sampling.max_tokens ?? 0)
   })
 
+  it.each([{}, resumable])(
+    'does not even drop when only the object was lost: %j',
+    async (headers: Record<string, string>) => {
+      const ids = idsOf(words)
+      backend = scriptedBackend(async (run) => {
+        const first = backend.runs[0]?.request.token_ids.length ?? 0
+        for (const id of ids.slice(run.request.token_ids.length - first)) {
+          if (run.ended) return
+          run.tokens(id)
+          await scheduler.wait(30)
+        }
+        run.finish('stop')
+      })
+      const { key } = await newTenant()
+      const answer = ask(key, 'count', { stream: true }, headers)
+      await scheduler.wait(250)
+      await abortAllDurableObjects()
+      const { text, finish, error } = await answer
+      expect([text, finish, error]).toEqual([words, 'stop', null])
+    },
+  )
+
   it('belongs to its tenant, and to a request that asked for it', async () => {
     backend = scriptedBackend(slowly(words))
     const [a, b] = [await newTenant(), await newTenant()]

@@ -7,6 +7,7 @@ import { createRequire } from 'node:module'
 import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare, type V4WorkerOptions } from 'miniflare'
+import { egress } from './egress.ts'
 import { endWithParent } from './parent.ts'
 
 const [workerDir = '', stateDir = ''] = process.argv.slice(2)
@@ -41,11 +42,7 @@ const worker = {
       })),
   ],
   bindings: { ...workerOptions.bindings, ...vars },
-  // Webhooks leave through it: workerd looks at the address that a name has when it connects.
-  serviceBindings: {
-    ...workerOptions.serviceBindings,
-    EGRESS: { network: { allow: ['public'], deny: ['private'], tlsOptions: { trustBrowserCas: true } } },
-  },
+  serviceBindings: { ...workerOptions.serviceBindings, EGRESS: egress },
   unsafeDirectSockets: [{ host: '127.0.0.1', port }],
 } as V4WorkerOptions
 

@@ -35,7 +35,7 @@ const scenarios: Record<string, Scenario> = {
 }
 
 export async function run(
-  { quick, only }: { quick: boolean; only: string | undefined },
+  { scale, only }: { scale: number; only: string | undefined },
   tell: Tell,
 ): Promise<void> {
   const stack = await startStack({
@@ -45,7 +45,7 @@ export async function run(
   })
   try {
     for (const [name, scenario] of Object.entries(scenarios))
-      if (only === undefined || only === name) await scenario(new Client(stack), quick ? 0.02 : 1, tell)
+      if (only === undefined || only === name) await scenario(new Client(stack), scale, tell)
   } finally {
     await stack.stop()
   }
@@ -108,6 +108,7 @@ const isServing = (stack: Stack) =>
 /** 30% 500, 10% never answered, 5% reset, 5% 429 with Retry-After, the rest taken. */
 async function faultyReceiver(client: Client, scale: number, tell: Tell) {
   const n = Math.max(20, Math.ceil(sizes.faultyReceiver * scale))
+  const begun = Date.now()
   const receiver = await startReceiver()
   receiver.answer = (response) => {
     const chance = Math.random()
@@ -147,9 +148,11 @@ async function faultyReceiver(client: Client, scale: number, tell: Tell) {
   receiver.answer = (response) => response.writeHead(204).end()
   const before = new Set(receiver.received.map(({ headers }) => headers['webhook-id']))
   const from = receiver.received.length
-  const since = { since: 0, status: 'delivered' }
+  const since = { since: begun / 1000, status: 'delivered' }
   const { replayed } = await client.json<{ replayed: number }>('/deliveries/replay', since)
-  const { replayed: dead } = await client.json<{ replayed: number }>('/deliveries/replay', { since: 0 })
+  const { replayed: dead } = await client.json<{ replayed: number }>('/deliveries/replay', {
+    since: begun / 1000,
+  })
   await eventually(() => receiver.received.length - from >= replayed + dead, 60_000)
   const unknown = receiver.received
     .slice(from)

@@ -10,125 +10,21 @@
 namespace qe::cuda {
 namespace {
 
-constexpr std::size_t kStagingBytes = std::size_t{16} << 20;
 constexpr std::size_t kGraphsMax = 64;
 constexpr std::size_t kTileRows = 64;
 /** Rows of split-K attention that share scratch memory. */
 constexpr std::size_t kScratchRows = 64;
 
-using Pinned = std::unique_ptr<std::byte[], void (*)(void*) noexcept>;
-Pinned pinned(std::size_t bytes) { return {static_cast<std::byte*>(allocate_pinned(bytes)), free_pinned}; }
+/** Above so many rows a four-bit matrix is unpacked for the tensor cores. */
+constexpr std::size_t kUnpackRows = 32;
+
+Int4View view_of(const Weight& weight) {
+  const auto of = [](std::size_t n) { return static_cast<std::uint32_t>(n); };
+  return {static_cast<const std::uint8_t*>(weight.data), weight.scales, weight.offsets, of(weight.out), of(weight.in), of(weight.group)};
+}
+
 
 }  // namespace
-
-CudaOps::CudaOps(const CudaOptions& options)
-    : options_(options),
-      staging_{Pinned(nullptr, free_pinned), Pinned(nullptr, free_pinned)},
-      indices_host_(nullptr, free_pinned),
-      result_(nullptr, free_pinned) {
-  if (const auto why = unavailable()) throw Error(ErrorCode::invalid_request, *why);
-  device_ = cuda::device();
-  stream_ = create_stream();
-  for (Stream& copy : copies_) copy = create_stream();
-  for (Pinned& part : staging_) part = pinned(kStagingBytes);
-}
-
-CudaOps::~CudaOps() {
-  forget_graphs();
-  for (Stream copy : copies_) destroy_stream(copy);
-  destroy_stream(stream_);
-}
-
-std::string CudaOps::level() const {
-  return concat("sm_", device_.major, device_.minor, rounds() ? " bf16" : " f32", options_.deterministic ? " deterministic" : "");
-}
-
-CudaOps::Memory CudaOps::device_memory(std::size_t bytes) {
-  return {static_cast<std::byte*>(allocate_device(bytes)), free_device};
-}
-
-/** Before a capture, never inside one: graphs hold the addresses. */
-void CudaOps::grow(Memory& memory, std::size_t& has, std::size_t bytes) {
-  if (bytes <= has) return;
-  has = std::bit_ceil(bytes);
-  memory = device_memory(has);
-  forget_graphs();
-}
-
-/** In pieces through two pinned buffers: one is filled from the file's pages while the other is on its way. */
-void CudaOps::upload(void* to, const std::byte* from, std::size_t bytes) {
-  for (std::size_t at = 0; at < bytes; at += kStagingBytes) {
-    const std::size_t count = std::min(kStagingBytes, bytes - at), turn = next_copy_++ % 2;
-    synchronize(copies_[turn]);
-    std::memcpy(staging_[turn].get(), from + at, count);
-    copy_to_device(copies_[turn], static_cast<std::byte*>(to) + at, staging_[turn].get(), count);
-  }
-}
-
-Weight CudaOps::upload_matrix(const TensorView& tensor) {
-  weights_.push_back(device_memory(tensor.bytes()));
-  upload(weights_.back().get(), tensor.data, tensor.bytes());
-  return {weights_.back().get(), tensor.dtype, tensor.shape.at(0), tensor.shape.at(1)};
-}
-
-Buffer CudaOps::upload_vector(const TensorView& tensor) {
-  const Memory stored = device_memory(tensor.bytes());
-  upload(stored.get(), tensor.data, tensor.bytes());
-  for (Stream copy : copies_) synchronize(copy);
-  Buffer buffer = allocate(tensor.elements());
-  widen(stream_, stored.get(), tensor.dtype, tensor.elements(), buffer.get());
-  synchronize(stream_);
-  return buffer;
-}
-
-Buffer CudaOps::allocate(std::size_t floats) {
-  const std::size_t bytes = std::max<std::size_t>(floats, 1) * sizeof(float);
-  Buffer buffer(static_cast<float*>(allocate_device(bytes)), free_device);
-  zero_device(stream_, buffer.get(), bytes);
-  return buffer;
-}
-
-std::size_t CudaOps::kv_block_bytes(const AttentionShape& shape) const {
-  return shape.layers * shape.kv_heads * kBlockSize * shape.head_dim * 2 * (rounds() ? 2 : 4);
-}
-
-void CudaOps::allocate_kv(const AttentionShape& shape, std::size_t blocks) {
-  if (shape.head_dim % 8 != 0 || shape.head_dim > 128 || shape.kv_heads == 0 || shape.heads % shape.kv_heads != 0)
-    throw Error(ErrorCode::checkpoint, concat("CUDA attention takes a head_dim that is a multiple of 8, at most 128, and whole groups of heads; not ",
-                                              shape.head_dim, ", ", shape.heads, " heads, ", shape.kv_heads, " KV heads"));
-  for (Stream copy : copies_) synchronize(copy);
-  shape_ = shape;
-  keys_.clear(), values_.clear();
-  const std::size_t bytes = blocks * kv_block_bytes(shape) / shape.layers / 2;
-  for (std::size_t layer = 0; layer < shape.layers; ++layer) {
-    keys_.push_back(device_memory(bytes));
-    values_.push_back(device_memory(bytes));
-    zero_device(stream_, keys_.back().get(), bytes);
-    zero_device(stream_, values_.back().get(), bytes);
-  }
-  positions_ = 0;
-  forget_graphs();
-}
-
-/** As the reference does it: the angle is rounded to fp32 before its cosine is taken. */
-void CudaOps::grow_rotations(std::size_t positions) {
-  if (positions <= positions_) return;
-  positions_ = std::max<std::size_t>(std::bit_ceil(positions), 1024);
-  const std::size_t half = shape_.frequencies.size();
-  std::vector<float> cosine(positions_ * half), sine(positions_ * half);
-  for (std::size_t position = 0; position < positions_; ++position)
-    for (std::size_t i = 0; i < half; ++i) {
-      const float angle = static_cast<float>(position) * shape_.frequencies[i];
-      cosine[position * half + i] = static_cast<float>(std::cos(static_cast<double>(angle))) * shape_.rope_magnitude;
-      sine[position * half + i] = static_cast<float>(std::sin(static_cast<double>(angle))) * shape_.rope_magnitude;
-    }
-  for (auto [memory, values] : {std::pair{&cosine_, &cosine}, {&sine_, &sine}}) {
-    *memory = device_memory(values->size() * sizeof(float));
-    upload(memory->get(), reinterpret_cast<const std::byte*>(values->data()), values->size() * sizeof(float));
-  }
-  for (Stream copy : copies_) synchronize(copy);
-  forget_graphs();
-}
 
 std::size_t CudaOps::bucket(std::size_t rows) const {
   const std::size_t step = rows <= 8 ? 1 : rows <= 64 ? 8 : 32;
@@ -172,7 +68,7 @@ void CudaOps::send_batch(const Batch& batch) {
   if (words * 4 > indices_bytes_) {
     indices_bytes_ = std::bit_ceil(words * 4);
     indices_ = device_memory(indices_bytes_);
-    indices_host_ = pinned(indices_bytes_);
+    indices_host_ = pinned_memory(indices_bytes_);
     forget_graphs();
   }
   auto* host = reinterpret_cast<std::uint32_t*>(indices_host_.get());
@@ -217,13 +113,21 @@ void CudaOps::linear(const float* x, std::size_t rows, std::span<const Linear> p
   grow(rounded_, rounded_bytes_, call.rows * call.width * sizeof(std::uint16_t));
   for (const Linear& part : parts) {
     const Weight& weight = *part.weight;
-    if (weight.dtype != call.dtype || call.parts.count == kPartsMax) {
-      issue(call);
-      call.parts = {}, call.dtype = weight.dtype;
+    const LinearPart one{weight.data, part.bias, part.y, static_cast<std::uint32_t>(weight.out), part.add};
+    if (weight.packing == Packing::int4) {
+      Call packed{.kind = Call::Kind::linear_int4, .rows = call.rows, .a = x};
+      packed.parts = {{one}, 1}, packed.int4 = view_of(weight);
+      issue(packed);
+      continue;
     }
-    call.parts.part[call.parts.count++] = {weight.data, part.bias, part.y, static_cast<std::uint32_t>(weight.out), part.add};
+    if (call.parts.count > 0 && (weight.dtype != call.dtype || call.parts.count == kPartsMax)) {
+      issue(call);
+      call.parts = {};
+    }
+    call.dtype = weight.dtype;
+    call.parts.part[call.parts.count++] = one;
   }
-  issue(call);
+  if (call.parts.count > 0) issue(call);
 }
 
 void CudaOps::rope_and_store(std::size_t layer, float* q, float* k, const float* v) {
@@ -238,6 +142,40 @@ void CudaOps::silu_mul(const float* gate, const float* up, std::size_t count, fl
   issue({.kind = Call::Kind::silu_mul, .rows = recording_ ? count / batch_->rows() * step_.rows : count, .a = gate, .b = up, .y = y});
 }
 
+const ExpertWeights* CudaOps::table_of(const Experts& experts) {
+  Memory& table = tables_[experts.gate.front().data];
+  if (!table) {
+    std::vector<ExpertWeights> weights;
+    for (std::size_t e = 0; e < experts.gate.size(); ++e) {
+      for (const Weight* part : {&experts.gate[e], &experts.up[e], &experts.down[e]})
+        if (part->packing != Packing::plain || part->in % 8 != 0 || part->dtype != experts.gate.front().dtype)
+          throw Error(ErrorCode::checkpoint, "experts on CUDA are plain matrices of one dtype, their widths multiples of 8");
+      weights.push_back({experts.gate[e].data, experts.up[e].data, experts.down[e].data});
+    }
+    if (experts.top_k > 32) throw Error(ErrorCode::checkpoint, "CUDA routes to at most 32 experts a token");
+    table = device_memory(weights.size() * sizeof(ExpertWeights));
+    upload(table.get(), reinterpret_cast<const std::byte*>(weights.data()), weights.size() * sizeof(ExpertWeights));
+    for (Stream copy : copies_) synchronize(copy);
+  }
+  return reinterpret_cast<const ExpertWeights*>(table.get());
+}
+
+void CudaOps::experts(const float* x, const float* router, std::size_t rows, const Experts& experts, float* y) {
+  const auto of = [](std::size_t n) { return static_cast<std::uint32_t>(n); };
+  const Weight& gate = experts.gate.front();
+  Call call{.kind = Call::Kind::experts, .dtype = gate.dtype, .rows = recording_ ? step_.rows : rows, .a = x, .b = router, .y = y};
+  call.mixture = {table_of(experts), of(gate.in), of(gate.out), of(experts.top_k)};
+  call.count = experts.gate.size(), call.renormalise = experts.renormalise;
+  const std::size_t pairs = call.rows * experts.top_k;
+  grow(choices_, choices_bytes_, pairs * sizeof(ExpertChoice));
+  grow(inner_, inner_bytes_, pairs * gate.out * sizeof(float));
+  issue(call);
+}
+
+void CudaOps::add_gated(const float* gate, const float* x, std::size_t rows, std::size_t width, float* y) {
+  issue({.kind = Call::Kind::add_gated, .rows = recording_ ? step_.rows : rows, .width = width, .a = gate, .b = x, .y = y});
+}
+
 template <class KV>
 PagedCache<KV> CudaOps::cache(std::size_t layer) const {
   return {reinterpret_cast<KV*>(keys_[layer].get()), reinterpret_cast<KV*>(values_[layer].get()), static_cast<std::uint32_t>(shape_.heads),
@@ -250,7 +188,10 @@ void CudaOps::run(const Call& call) {
       return cuda::embed(stream_, call.weight, call.dtype, view_.tokens, call.rows, call.width, call.y);
     case Call::Kind::rms_norm: return cuda::rms_norm(stream_, call.a, call.b, call.eps, call.rows, call.width, call.y);
     case Call::Kind::linear: return run_linear(call);
+    case Call::Kind::linear_int4: return run_int4(call);
     case Call::Kind::attention: return run_attention(call);
+    case Call::Kind::experts: return run_experts(call);
+    case Call::Kind::add_gated: return cuda::add_gated(stream_, call.a, call.b, call.rows, call.width, call.y);
     case Call::Kind::silu_mul: return cuda::silu_mul(stream_, call.a, call.b, call.rows, call.y);
     case Call::Kind::rope_and_store: {
       const auto* cosine = reinterpret_cast<const float*>(cosine_.get());
@@ -268,6 +209,32 @@ void CudaOps::run_linear(const Call& call) {
   auto* rounded = reinterpret_cast<Bf16*>(rounded_.get());
   round_to_bf16(stream_, call.a, call.rows * call.width, rounded);
   gemm(stream_, rounded, call.rows, call.width, call.parts);
+}
+
+/** The tensor cores round, and take a stretch of outputs at a time; deterministic and fp32 modes never use them here. */
+void CudaOps::run_int4(const Call& call) {
+  const Int4View& w = call.int4;
+  const LinearPart& part = call.parts.part[0];
+  if (!rounds() || options_.deterministic || call.rows <= kUnpackRows)
+    return gemv_int4(stream_, w, call.a, call.rows, part.bias, part.y, part.add);
+  auto* rounded = reinterpret_cast<Bf16*>(rounded_.get());
+  auto* unpacked = reinterpret_cast<Bf16*>(unpacked_.get());
+  round_to_bf16(stream_, call.a, call.rows * w.in, rounded);
+  const std::size_t stretch = unpacked_bytes_ / (w.in * 2);
+  for (std::size_t first = 0; first < w.out; first += stretch) {
+    const std::size_t outputs = std::min<std::size_t>(stretch, w.out - first);
+    unpack_int4(stream_, w, first, outputs, unpacked);
+    const LinearPart piece{unpacked, part.bias == nullptr ? nullptr : part.bias + first, part.y + first,
+                           static_cast<std::uint32_t>(outputs), part.add, w.out};
+    gemm(stream_, rounded, call.rows, w.in, {{piece}, 1});
+  }
+}
+
+void CudaOps::run_experts(const Call& call) {
+  auto* choices = reinterpret_cast<ExpertChoice*>(choices_.get());
+  auto* inner = reinterpret_cast<float*>(inner_.get());
+  route(stream_, call.b, call.rows, call.count, call.mixture.top_k, call.renormalise, choices);
+  mix_experts(stream_, call.mixture, call.dtype, call.a, call.rows, choices, inner, call.y);
 }
 
 void CudaOps::run_attention(const Call& call) {
@@ -319,7 +286,7 @@ std::span<const float> CudaOps::read(const float* from, std::size_t count) {
   const std::size_t bytes = count * sizeof(float);
   if (bytes > result_bytes_) {
     result_bytes_ = std::bit_ceil(bytes);
-    result_ = pinned(result_bytes_);
+    result_ = pinned_memory(result_bytes_);
   }
   if (bytes > 0) copy_to_host(stream_, result_.get(), from, bytes);
   synchronize(stream_);

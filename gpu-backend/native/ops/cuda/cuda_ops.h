@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -26,7 +27,7 @@ struct CudaOptions {
 
 /** One call of the model, as recorded for a graph. */
 struct Call {
-  enum class Kind : std::uint8_t { embed, rms_norm, linear, rope_and_store, attention, silu_mul };
+  enum class Kind : std::uint8_t { embed, rms_norm, linear, linear_int4, rope_and_store, attention, silu_mul, experts, add_gated };
   Kind kind{};
   DType dtype{};
   float eps = 0;
@@ -35,6 +36,10 @@ struct Call {
   const float *a = nullptr, *b = nullptr;
   float *y = nullptr, *z = nullptr;
   LinearParts parts{};
+  Int4View int4{};
+  ExpertsView mixture{};
+  std::size_t count = 0;  // experts
+  bool renormalise = false;
   bool operator==(const Call&) const = default;
 };
 
@@ -63,6 +68,7 @@ class CudaOps final : public Ops {
   [[nodiscard]] Stream stream() const { return stream_; }
 
   Weight upload_matrix(const TensorView& tensor) override;
+  Weight upload_int4(const Int4Matrix& matrix) override;
   Buffer upload_vector(const TensorView& tensor) override;
   Buffer allocate(std::size_t floats) override;
   void allocate_kv(const AttentionShape& shape, std::size_t blocks) override;
@@ -75,11 +81,14 @@ class CudaOps final : public Ops {
   void rope_and_store(std::size_t layer, float* q, float* k, const float* v) override;
   void attention(std::size_t layer, const float* q, float* out) override;
   void silu_mul(const float* gate, const float* up, std::size_t count, float* y) override;
+  void experts(const float* x, const float* router, std::size_t rows, const Experts& experts, float* y) override;
+  void add_gated(const float* gate, const float* x, std::size_t rows, std::size_t width, float* y) override;
   void gather_logit_rows(const float* from, std::size_t width, float* to) override;
   std::span<const float> read(const float* from, std::size_t count) override;
 
  private:
   using Memory = std::shared_ptr<std::byte[]>;
+  using Pinned = std::unique_ptr<std::byte[], void (*)(void*) noexcept>;
   enum class Attention : std::uint8_t { rows, tiles };
   struct Shape {  // of a recorded step: what a graph's grids and strides were made for
     std::size_t rows, splits;
@@ -91,7 +100,8 @@ class CudaOps final : public Ops {
     Graph graph;
   };
 
-  Memory device_memory(std::size_t bytes);
+  static Memory device_memory(std::size_t bytes);
+  static Pinned pinned_memory(std::size_t bytes);
   void grow(Memory& memory, std::size_t& has, std::size_t bytes);
   void upload(void* to, const std::byte* from, std::size_t bytes);
   void grow_rotations(std::size_t positions);
@@ -100,7 +110,10 @@ class CudaOps final : public Ops {
   void issue(const Call& call);
   void run(const Call& call);
   void run_linear(const Call& call);
+  void run_int4(const Call& call);
   void run_attention(const Call& call);
+  void run_experts(const Call& call);
+  const ExpertWeights* table_of(const Experts& experts);
   void flush();
   void forget_graphs();
   template <class KV>
@@ -112,15 +125,17 @@ class CudaOps final : public Ops {
   Stream stream_ = nullptr;
   Stream copies_[2] = {nullptr, nullptr};
   std::vector<Memory> weights_;
-  std::unique_ptr<std::byte[], void (*)(void*) noexcept> staging_[2], indices_host_, result_;
+  std::map<const void*, Memory> tables_;  // of experts' weights, by the first one's
+  Pinned staging_[2], indices_host_, result_;
   std::size_t result_bytes_ = 0, next_copy_ = 0;
 
   AttentionShape shape_;
     std::vector<Memory> keys_, values_;       // per layer
   Memory cosine_, sine_;                    // [positions_][head_dim / 2]
   std::size_t positions_ = 0;
-  Memory indices_, rounded_, partial_;
-  std::size_t indices_bytes_ = 0, rounded_bytes_ = 0, partial_bytes_ = 0;
+  Memory indices_, rounded_, partial_, unpacked_, choices_, inner_;
+  std::size_t indices_bytes_ = 0, rounded_bytes_ = 0, partial_bytes_ = 0, unpacked_bytes_ = 0;
+  std::size_t choices_bytes_ = 0, inner_bytes_ = 0;
 
   const Batch* batch_ = nullptr;
   BatchView view_{};

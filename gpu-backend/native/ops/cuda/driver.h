@@ -41,6 +41,7 @@ void free_pinned(void* memory) noexcept;
 
 void copy_to_device(Stream stream, void* to, const void* from, std::size_t bytes);
 void copy_to_host(Stream stream, void* to, const void* from, std::size_t bytes);
+void copy_on_device(Stream stream, void* to, const void* from, std::size_t bytes);
 void zero_device(Stream stream, void* memory, std::size_t bytes);
 
 /** Until end_capture(), launches on the stream are recorded and not run. */

@@ -63,6 +63,9 @@ void copy_to_device(Stream stream, void* to, const void* from, std::size_t bytes
 void copy_to_host(Stream stream, void* to, const void* from, std::size_t bytes) {
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "a copy to the host");
 }
+void copy_on_device(Stream stream, void* to, const void* from, std::size_t bytes) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "a copy on the device");
+}
 void zero_device(Stream stream, void* memory, std::size_t bytes) {
   check(cudaMemsetAsync(memory, 0, bytes, stream), "a fill");
 }

@@ -77,6 +77,7 @@ struct LinearPart {
   float* y;            // [rows][out]
   std::uint32_t out;
   bool add;
+  std::uint32_t stride = 0;  // floats between rows of y; 0: out
   bool operator==(const LinearPart&) const = default;
 };
 inline constexpr std::size_t kPartsMax = 4;
@@ -91,5 +92,37 @@ void gemv(Stream stream, const float* x, std::size_t rows, std::size_t in, DType
 inline constexpr std::size_t kGemvRows = 8;
 /** bf16 rows times bf16 weights on tensor cores; `in` a multiple of 8. */
 void gemm(Stream stream, const Bf16* x, std::size_t rows, std::size_t in, const LinearParts& parts);
+
+/** A four-bit matrix on the device, laid out as packed.cu says. */
+struct Int4View {
+  const std::uint8_t* nibbles;    // [out][in / 2]
+  const float *scales, *offsets;  // [out][in / group]
+  std::uint32_t out, in, group;   // group: a multiple of 32 that divides `in`
+  bool operator==(const Int4View&) const = default;
+};
+void gemv_int4(Stream stream, const Int4View& w, const float* x, std::size_t rows, const float* bias, float* y, bool add);
+/** Outputs [first, first + outputs) as bf16, [outputs][in]. */
+void unpack_int4(Stream stream, const Int4View& w, std::size_t first, std::size_t outputs, Bf16* to);
+
+struct ExpertWeights {
+  const void *gate, *up, *down;  // [inner][hidden] twice, [hidden][inner]
+};
+struct ExpertsView {
+  const ExpertWeights* experts;
+  std::uint32_t hidden, inner, top_k;
+  bool operator==(const ExpertsView&) const = default;
+};
+struct ExpertChoice {
+  std::uint32_t expert;
+  float weight;
+};
+/** choices: [rows][top_k], ascending ids; router: [rows][experts], logits. */
+void route(Stream stream, const float* router, std::size_t rows, std::size_t experts, std::size_t top_k, bool renormalise,
+           ExpertChoice* choices);
+/** y += the chosen experts of x; inner: scratch, [rows * top_k][inner]. At most 65535 pairs at once. */
+void mix_experts(Stream stream, const ExpertsView& view, DType dtype, const float* x, std::size_t rows,
+                 const ExpertChoice* choices, float* inner, float* y);
+/** y[row] += sigmoid(gate[row]) * x[row] */
+void add_gated(Stream stream, const float* gate, const float* x, std::size_t rows, std::size_t width, float* y);
 
 }  // namespace qe::cuda

@@ -18,8 +18,8 @@ struct GemmArguments {
   const Bf16* x;       // [rows][in]
   const Bf16* weight;  // [out][in]
   const float* bias;
-  float* y;  // [rows][out]
-  unsigned rows, in, out;
+  float* y;  // [rows][stride]
+  unsigned rows, in, out, stride;
   bool add;
 };
 
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads) gemm_kernel(GemmArguments a) {
       const unsigned row = first_row + h * 16 + lane / 4 + i % 4 / 2 * 8;
       const unsigned output = first_out + warp * 16 + i / 4 * 8 + lane % 4 * 2 + i % 2;
       if (row >= a.rows || output >= a.out) continue;
-      float* y = a.y + static_cast<std::size_t>(row) * a.out + output;
+      float* y = a.y + static_cast<std::size_t>(row) * a.stride + output;
       const float biased = a.bias == nullptr ? sum[h][i / 4][i % 4] : sum[h][i / 4][i % 4] + a.bias[output];
       *y = a.add ? *y + biased : biased;
     }
@@ -101,7 +101,7 @@ void gemm(Stream stream, const Bf16* x, std::size_t rows, std::size_t in, const 
   for (unsigned i = 0; i < parts.count; ++i) {
     const LinearPart& part = parts.part[i];
     const GemmArguments arguments{x, static_cast<const Bf16*>(part.weight), part.bias, part.y, static_cast<unsigned>(rows),
-                                  static_cast<unsigned>(in), part.out, part.add};
+                                  static_cast<unsigned>(in), part.out, part.stride == 0 ? part.out : part.stride, part.add};
     if (rows <= 16)
       launch_gemm<1>(stream, arguments);
     else

@@ -11,7 +11,7 @@ DEFAULT_SYSTEM = "You are a helpful assistant."
 
 # (rows, row length, filler tokens from, to): mostly short rows; a fixed share reaches beyond 1,500 tokens of filler.
 BUCKETS = {"short": (32, 160, 0, 0), "medium": (4, 480, 0, 300), "long": (1, 2048, 900, 1720)}
-TASK_WEIGHT = {"told": 0.3, "out of scope": 0.3, "chat": 0.3, "sort numbers": 2.0, "sort words": 2.0, "counting": 2.0}
+TASK_WEIGHT = {"told": 0.3, "out of scope": 0.3, "chat": 0.3, "sort numbers": 2.0, "sort words": 2.0, "counting": 2.0, "reversing": 1.5}
 STOP = 2.0  # weight of the end of a count
 
 

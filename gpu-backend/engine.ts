@@ -23,7 +23,10 @@ export type { EngineStats, TenantStats }
 
 export interface EngineOptions {
   modelDir: string
-  device: 'cpu'
+  /** 'auto': a GPU where there is one, else the CPU. */
+  device: 'auto' | 'cpu' | 'cuda'
+  /** On a GPU: the same tokens alone or batched, cached or not. The CPU is always so. Default false. */
+  deterministic?: boolean
   /** Default: one per physical core. */
   threads?: number
   /** Keys and values. Default: 512 MB or one full context, whichever is more, but at most a quarter of the memory. */
@@ -55,7 +58,7 @@ export interface ModelInfo {
   eosTokenIds: number[]
   generationDefaults: GenerationDefaults
   dtype: string
-  device: 'cpu'
+  device: 'cpu' | 'cuda'
   threads: number
   kernelLevel: string
   blockSize: number
@@ -148,9 +151,10 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
   const checkpoint = await readCheckpoint(options.modelDir)
   checkpoint.config.tokenizerVocab = options.tokenizerVocabSize ?? checkpoint.config.tokenizerVocab
   const revision = weightsAsAsked(options, checkpoint)
+  const device = deviceOf(options)
   const handlers = new Map<number, (event: EngineEvent) => void>()
   const load = (): Promise<NativeEngine> =>
-    openNative({ ...options, revision }, checkpoint, () => deliver()).catch((error: unknown) => {
+    openNative({ ...options, revision, device }, checkpoint, () => deliver()).catch((error: unknown) => {
       throw typed(error)
     })
 
@@ -183,7 +187,7 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
     return closing
   }
   return {
-    model: describe(checkpoint, native),
+    model: describe(checkpoint, native, device),
     submit(request, onEvent) {
       const handle = attempt(() => native.submit(toNative(request, checkpoint.eosTokenIds)))
       if (handlers.size === 0) native.keepAlive(true)
@@ -215,7 +219,7 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
 }
 
 function openNative(
-  options: EngineOptions & { revision: string },
+  options: EngineOptions & { revision: string; device: 'cpu' | 'cuda' },
   checkpoint: Checkpoint,
   wake: () => void,
 ): Promise<NativeEngine> {
@@ -227,6 +231,8 @@ function openNative(
       revision: options.revision,
       threads: options.threads ?? 0,
       kernels: options.kernels ?? '',
+      device: options.device,
+      deterministic: options.deterministic ?? false,
       kvBytes: kvBytes(options, checkpoint),
       maxQueue: options.maxQueue ?? 256,
       maxBatch: options.maxBatch ?? 64,
@@ -236,6 +242,15 @@ function openNative(
     },
     wake,
   )
+}
+
+/** Throws InvalidRequestError, one line, when a GPU is asked for and cannot be used. */
+function deviceOf({ device }: EngineOptions): 'cpu' | 'cuda' {
+  if (device === 'cpu') return device
+  const missing = loadAddon().cudaMissing()
+  if (missing === null) return 'cuda'
+  if (device === 'cuda') throw new InvalidRequestError(`DEVICE=cuda: ${missing}`)
+  return 'cpu'
 }
 
 /** @returns what names the cached blocks: other weights give other numbers. */
@@ -252,13 +267,14 @@ function kvBytesPerToken({ layers, kvHeads, headDim }: Checkpoint['config']): nu
   return layers * kvHeads * (headDim + Math.ceil(headDim / 16) * 16) * 4
 }
 
-function kvBytes({ kvMemoryMb }: EngineOptions, { config }: Checkpoint): number {
+function kvBytes({ kvMemoryMb, device }: EngineOptions, { config }: Checkpoint): number {
   if (kvMemoryMb !== undefined) return Math.floor(kvMemoryMb * 1e6)
+  if (device === 'cuda') return 0
   const context = (config.context + 16) * kvBytesPerToken(config)
   return Math.floor(Math.min(Math.max(512e6, context), totalmem() / 4))
 }
 
-function describe(checkpoint: Checkpoint, native: NativeEngine): ModelInfo {
+function describe(checkpoint: Checkpoint, native: NativeEngine, device: 'cpu' | 'cuda'): ModelInfo {
   const { threads, kernelLevel, blockSize, blocksTotal } = native.info()
   return {
     revision: checkpoint.revision,
@@ -268,7 +284,7 @@ function describe(checkpoint: Checkpoint, native: NativeEngine): ModelInfo {
     eosTokenIds: checkpoint.eosTokenIds,
     generationDefaults: checkpoint.generationDefaults,
     dtype: checkpoint.dtype,
-    device: 'cpu',
+    device,
     threads,
     kernelLevel,
     blockSize,

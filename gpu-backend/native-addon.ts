@@ -60,6 +60,10 @@ export interface NativeOptions {
   threads: number
   /** '': the best this machine has; else 'avx512', 'avx2' or 'base'. */
   kernels: string
+  device: 'cpu' | 'cuda'
+  /** On CUDA: one kernel for every batch and both phases; the CPU is always so. */
+  deterministic: boolean
+  /** 0, on CUDA alone: what the weights leave. */
   kvBytes: number
   maxQueue: number
   maxBatch: number
@@ -162,6 +166,8 @@ export interface NativeAddon {
   open(options: NativeOptions, wake: () => void): Promise<NativeEngine>
   /** The kernel levels this machine can run, best first. */
   kernelLevels(): string[]
+  /** Why a GPU cannot be used here, in one line. */
+  cudaMissing(): string | null
   /** Bytes per second that `threads` (0: all cores) threads read from `bytes` of memory. */
   readBandwidth(threads: number, bytes: number): number
 }
@@ -170,7 +176,9 @@ let loaded: NativeAddon | undefined
 
 /** Throws when the addon was not built. */
 export function loadAddon(): NativeAddon {
-  const path = join(import.meta.dirname, 'native/build/qwen2_edge.node')
+  const [path = ''] = ['build-cuda', 'build']
+    .map((folder) => join(import.meta.dirname, 'native', folder, 'qwen2_edge.node'))
+    .filter((file, last) => last === 1 || (process.env['DEVICE'] !== 'cpu' && existsSync(file)))
   if (!existsSync(path)) throw new Error(`${path} is missing: run \`npm run build:native\``)
   return (loaded ??= createRequire(import.meta.url)(path) as NativeAddon)
 }

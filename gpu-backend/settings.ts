@@ -3,7 +3,8 @@ import { Command, InvalidArgumentError, Option } from 'commander'
 
 export interface Settings {
   model: string
-  device: 'cpu'
+  device: 'auto' | 'cpu' | 'cuda'
+  deterministic: boolean
   host: string
   port: number
   secret: string
@@ -32,6 +33,11 @@ export function readSettings(argv: readonly string[]): Settings {
     .addOption(option('--model <model>', 'MODEL', 'tiny, a folder, or a hub id').default('tiny'))
     .addOption(
       option('--device <device>', 'DEVICE', 'what computes').choices(['auto', 'cpu', 'cuda']).default('auto'),
+    )
+    .addOption(
+      option('--deterministic <0|1>', 'DETERMINISTIC', '1: a GPU gives the same tokens alone or batched')
+        .choices(['0', '1'])
+        .default('0'),
     )
     .addOption(option('--host <address>', 'BACKEND_HOST', 'address to listen on').default('127.0.0.1'))
     .addOption(count('--port <port>', 'BACKEND_PORT', 'port to listen on', 0, 65_535).default(8788))
@@ -62,6 +68,7 @@ export function readSettings(argv: readonly string[]): Settings {
   const given = command.opts<{
     model: string
     device: 'auto' | 'cpu' | 'cuda'
+    deterministic: '0' | '1'
     host: string
     port: number
     secret?: string
@@ -74,8 +81,6 @@ export function readSettings(argv: readonly string[]): Settings {
     drain: number
     log: 'warn' | 'info'
   }>()
-  if (given.device === 'cuda')
-    command.error('error: this build computes on the CPU alone; set DEVICE=cpu or leave it out')
   if (given.secret === undefined || given.secret === '')
     command.error(
       'error: BACKEND_SECRET is not set; the gateway sends it, for example $(openssl rand -hex 32)',
@@ -83,7 +88,8 @@ export function readSettings(argv: readonly string[]): Settings {
   const { threads, kvMemory, maxBatch, prefillChunk, maxQueue } = given
   return {
     model: given.model,
-    device: 'cpu',
+    device: given.device,
+    deterministic: given.deterministic === '1',
     host: given.host,
     port: given.port,
     secret: given.secret ?? '',

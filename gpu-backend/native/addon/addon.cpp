@@ -14,6 +14,7 @@
 #include "engine/engine.h"
 #include "ops/cpu/bandwidth.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/cuda/open.h"
 
 namespace qe {
 namespace {
@@ -238,7 +239,7 @@ class Opening : public Napi::AsyncWorker {
   void Execute() override {
     try {
       auto checkpoint = std::make_unique<Checkpoint>(request_.files, request_.table);
-      auto ops = std::make_unique<cpu::CpuOps>(request_.threads, request_.kernels);
+      std::unique_ptr<Ops> ops = open_ops(checkpoint->bytes());
       const auto sink = [mailbox = runtime_->mailbox, wake = runtime_->wake](std::vector<Event>&& events) {
         if (mailbox->put(events)) wake.NonBlockingCall([](Napi::Env, Napi::Function js) { js.Call({}); });
       };
@@ -259,6 +260,15 @@ class Opening : public Napi::AsyncWorker {
   }
 
  private:
+  std::unique_ptr<Ops> open_ops(std::size_t weight_bytes) {
+    if (!request_.cuda) return std::make_unique<cpu::CpuOps>(request_.threads, request_.kernels);
+    const SchedulerLimits& limits = request_.options.limits;
+    const std::size_t rows = std::max(limits.chunk, limits.batch + limits.chunk_beside);
+    cuda::Opened opened = cuda::open({request_.deterministic, rows, weight_bytes, request_.options.kv_bytes});
+    request_.options.kv_bytes = opened.kv_bytes;
+    return std::move(opened.ops);
+  }
+
   Napi::Promise::Deferred done_;
   OpenRequest request_;
   std::shared_ptr<Runtime> runtime_ = std::make_shared<Runtime>();
@@ -272,6 +282,12 @@ Napi::Value open_engine(const Napi::CallbackInfo& info) {
     worker->Queue();
     return worker->promise();
   });
+}
+
+/** Why CUDA cannot be used, or null. */
+Napi::Value cuda_missing(const Napi::CallbackInfo& info) {
+  const auto why = cuda::missing();
+  return why ? Napi::String::New(info.Env(), *why).As<Napi::Value>() : info.Env().Null();
 }
 
 Napi::Value read_bandwidth(const Napi::CallbackInfo& info) {
@@ -292,6 +308,7 @@ Napi::Object start(Napi::Env env, Napi::Object exports) {
   NativeEngine::define(env);
   exports.Set("open", Napi::Function::New(env, open_engine));
   exports.Set("kernelLevels", Napi::Function::New(env, kernel_levels));
+  exports.Set("cudaMissing", Napi::Function::New(env, cuda_missing));
   exports.Set("readBandwidth", Napi::Function::New(env, read_bandwidth));
   return exports;
 }

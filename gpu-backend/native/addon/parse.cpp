@@ -126,6 +126,8 @@ OpenRequest parse_open(const Napi::Object& object) {
   request.config = parse_config(child(object, "config"));
   request.threads = static_cast<unsigned>(std::min<std::uint64_t>(whole(object, "threads"), 1024));
   request.kernels = text(object, "kernels");
+  request.cuda = text(object, "device") == "cuda";
+  request.deterministic = boolean(object, "deterministic");
   request.options.kv_bytes = whole(object, "kvBytes");
   request.options.queue_max = whole(object, "maxQueue");
   request.options.limits.batch = std::max<std::uint64_t>(whole(object, "maxBatch"), 1);

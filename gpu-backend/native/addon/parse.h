@@ -19,6 +19,7 @@ struct OpenRequest {
   EngineOptions options;
   unsigned threads = 0;
   std::string kernels;
+  bool cuda = false, deterministic = false;
 };
 
 /** Both throw Error(invalid_request) naming the field that has the wrong type or lies outside its range. */

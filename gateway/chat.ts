@@ -30,8 +30,7 @@ async function direct(c: Context<AppEnv>): Promise<Response> {
       param: 'last-event-id',
     })
   }
-  const gone = new AbortController()
-  const signal = AbortSignal.any([c.req.raw.signal, gone.signal])
+  const { signal, leave } = whileListening(c)
   const { deltas, headers } = await startGeneration(prompt, {
     env: c.env,
     requestId: wireId(caller.tenantId, form.generationId),
@@ -41,13 +40,14 @@ async function direct(c: Context<AppEnv>): Promise<Response> {
   })
   setHeaders(c, headers)
   const answer = cache.key === null ? deltas : kept(c, deltas, cache.key, true)
-  return respond(c, form, answer, () => gone.abort())
+  return respond(c, form, answer, leave)
 }
 
 async function flight(c: Context<AppEnv>, shared: boolean): Promise<Response> {
   const { form, cache, resumable, idempotent } = c.var
   const { generationId: id, created, includeUsage, logprobs } = form
-  const { deltas, started, headers } = await joinFlight(c.env, {
+  const { signal, leave } = whileListening(c)
+  const request = {
     ticket: { id, created, includeUsage, logprobs },
     key: shared ? cache.key : null,
     ttl_s: cache.ttl_s,
@@ -56,11 +56,18 @@ async function flight(c: Context<AppEnv>, shared: boolean): Promise<Response> {
     prompt: seeded(c.var.prompt),
     caller: c.var.caller,
     lines: [],
-  })
+  }
+  const { deltas, started, headers } = await joinFlight(c.env, request, signal)
   setHeaders(c, headers)
   if (!started && shared) c.set('cache', { ...cache, status: 'qwen-edge; fwd=miss; collapsed' })
   const answer = started && cache.key !== null ? kept(c, deltas, cache.key, !shared) : deltas
-  return respond(c, form, answer)
+  return respond(c, form, answer, leave)
+}
+
+/** Aborted by the platform, or by `leave` when writing to the caller shows that nobody is there. */
+export function whileListening(c: Context<AppEnv>): { signal: AbortSignal; leave: () => void } {
+  const gone = new AbortController()
+  return { signal: AbortSignal.any([c.req.raw.signal, gone.signal]), leave: () => gone.abort() }
 }
 
 /** @param far into KV as well: a flight that is shared does that itself. */

@@ -31,13 +31,14 @@ export interface Joined {
 
 const rejoins_max = 3
 
-export async function joinFlight(env: Env, request: FlightRequest): Promise<Joined> {
+/** @param signal aborted when this reader goes away. */
+export async function joinFlight(env: Env, request: FlightRequest, signal: AbortSignal): Promise<Joined> {
   const open = async (lines: string[]) =>
     call(env, request.caller.tenantId, request.ticket.id, '/open', JSON.stringify({ ...request, lines }))
   const response = await open(request.lines)
   const started = response.headers.get('x-flight') === 'started'
   const headers = JSON.parse(response.headers.get('x-flight-headers') ?? '{}') as Record<string, string>
-  return { deltas: read(response, open), started, headers }
+  return { deltas: read(response, open, signal), started, headers }
 }
 
 export interface Attached {
@@ -47,13 +48,18 @@ export interface Attached {
 }
 
 /** An earlier request's answer from its start; null where there is none (any more). */
-export async function attachToFlight(env: Env, tenantId: string, id: string): Promise<Attached | null> {
+export async function attachToFlight(
+  env: Env,
+  tenantId: string,
+  id: string,
+  signal: AbortSignal,
+): Promise<Attached | null> {
   const attach = async () => call(env, tenantId, id, `/attach?id=${id}`, null)
   const response = await attach()
   const ticket = response.headers.get('x-ticket')
   if (ticket !== null) {
     const state = response.headers.get('x-flight') as Flight['state']
-    return { deltas: read(response, attach), ticket: JSON.parse(ticket) as TicketRecord, state }
+    return { deltas: read(response, attach, signal), ticket: JSON.parse(ticket) as TicketRecord, state }
   }
   await response.body?.cancel()
   return null
@@ -75,13 +81,17 @@ async function call(
 }
 
 /** @param again joins once more, with the lines that came. */
-async function* read(first: Response, again: (lines: string[]) => Promise<Response>): Deltas {
+async function* read(
+  first: Response,
+  again: (lines: string[]) => Promise<Response>,
+  signal: AbortSignal,
+): Deltas {
   const known: Delta[] = []
   let response = first
   for (let rejoins = 0; ; rejoins++) {
     let at = 0
     try {
-      for await (const batch of lines(response)) {
+      for await (const batch of lines(response, signal)) {
         const fresh = batch.slice(Math.max(0, known.length - at))
         at += batch.length
         known.push(...fresh)
@@ -89,6 +99,7 @@ async function* read(first: Response, again: (lines: string[]) => Promise<Respon
         if (fresh.some(isFinishDelta)) return
       }
     } catch (cause) {
+      if (signal.aborted) throw new ApiError('request_cancelled', 'The caller went away.', { cause })
       if (!(cause instanceof Lost)) throw cause
       if (rejoins === rejoins_max) throw lost(cause)
     }
@@ -105,12 +116,15 @@ const lost = (cause: unknown) =>
     cause,
   })
 
-async function* lines({ body }: Response): Deltas {
+async function* lines({ body }: Response, signal: AbortSignal): Deltas {
   if (body === null) throw new Lost('the object has no such answer')
   const reader = body.getReader()
   const decoder = new TextDecoder()
   let rest = ''
   let ended = false
+  const leave = () => void reader.cancel().catch(() => undefined)
+  signal.addEventListener('abort', leave)
+  if (signal.aborted) leave()
   try {
     for (;;) {
       const { done, value } = await reader.read().catch((cause: unknown) => {
@@ -138,6 +152,7 @@ async function* lines({ body }: Response): Deltas {
       if (batch.some(isFinishDelta)) return
     }
   } finally {
+    signal.removeEventListener('abort', leave)
     if (!ended) await reader.cancel().catch(() => undefined)
   }
 }

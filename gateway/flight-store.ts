@@ -23,6 +23,9 @@ export interface StoredFlight {
   attempts: number
 }
 
+/** A row holds 2 MB; a line with 20 log-probabilities some 2 kB. */
+const lines_max_per_row = 256
+
 export class FlightStore {
   readonly #sql: SqlStorage
 
@@ -65,8 +68,10 @@ export class FlightStore {
   }
 
   append(flight: string, at: number, lines: string[]): void {
-    if (lines.length > 0)
-      this.#sql.exec('INSERT OR REPLACE INTO lines VALUES (?, ?, ?)', flight, at, lines.join('\n'))
+    for (let from = 0; from < lines.length; from += lines_max_per_row) {
+      const text = lines.slice(from, from + lines_max_per_row).join('\n')
+      this.#sql.exec('INSERT OR REPLACE INTO lines VALUES (?, ?, ?)', flight, at + from, text)
+    }
   }
 
   done(flight: string): void {

@@ -4,6 +4,7 @@ import type { TokenUsage } from '../src/protocol.ts'
 import { lastEventId } from './answer-form.ts'
 import { factory } from './app-env.ts'
 import { cancel } from './backend.ts'
+import { whileListening } from './chat.ts'
 import { attachToFlight } from './flight-client.ts'
 import { flightsOf, shardOf, wireId } from './flight-names.ts'
 import { respond } from './respond.ts'
@@ -18,11 +19,12 @@ const notFound = (id: string) =>
 export const events = factory.createHandlers(async function events(c) {
   const id = c.req.param('id') ?? ''
   const after = lastEventId(c)
-  const found = await attachToFlight(c.env, c.var.caller.tenantId, id)
+  const { signal, leave } = whileListening(c)
+  const found = await attachToFlight(c.env, c.var.caller.tenantId, id, signal)
   if (found === null) throw notFound(id)
   const { created, includeUsage, logprobs } = found.ticket
   const form = { generationId: id, created, includeUsage, logprobs, stream: true, after }
-  return respond(c, form, found.deltas)
+  return respond(c, form, found.deltas, leave)
 })
 
 /** DELETE /v1/generations/{id}: stops it for its caller, and the engine when nobody else reads it. */

@@ -6,6 +6,7 @@
  */
 import { ApiError } from '../src/errors.ts'
 import { factory } from './app-env.ts'
+import { whileListening } from './chat.ts'
 import { attachToFlight } from './flight-client.ts'
 import { flightsOf, shardOfText } from './flight-names.ts'
 import { cacheKey, type CacheStatus } from './result-cache.ts'
@@ -45,7 +46,8 @@ export const idempotency = factory.createMiddleware(async function idempotency(c
   c.set('idempotent', true)
   if (generationId === form.generationId) return next()
 
-  const found = await attachToFlight(c.env, tenantId, generationId)
+  const { signal, leave } = whileListening(c)
+  const found = await attachToFlight(c.env, tenantId, generationId, signal)
   if (found === null || found.state === 'failed') {
     await found?.deltas.return(undefined)
     return next()
@@ -55,5 +57,5 @@ export const idempotency = factory.createMiddleware(async function idempotency(c
   const status: CacheStatus =
     found.state === 'done' ? `qwen-edge; hit; ttl=${rest_s}` : 'qwen-edge; fwd=miss; collapsed'
   c.set('cache', { key: null, ttl_s: 0, fresh: false, status })
-  return respond(c, { ...c.var.form, created }, found.deltas)
+  return respond(c, { ...c.var.form, created }, found.deltas, leave)
 })

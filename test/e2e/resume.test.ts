@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { resumingFetch } from '../../src/resuming-fetch.ts'
 import { pidOf } from './processes.ts'
-import { startStack, until, type Stack } from './stack.ts'
+import { metric, startStack, until, type Stack } from './stack.ts'
 
 let stack: Stack
 beforeAll(async () => {
@@ -59,6 +59,25 @@ describe('a gateway that is killed', () => {
     expect(retried.headers.get('cache-status')).toMatch(/^qwen-edge; hit/)
     expect(await whole(retried)).toMatchObject({ choices: uncut.choices })
     expect((await post({ ...long, seed: 6 }, key)).status).toBe(422)
+  })
+})
+
+describe('a reader that leaves a flight', () => {
+  it.each([true, false])('stops the engine, stream: %s', async (stream) => {
+    await until('the gateway is back', async () => (await fetch(`${stack.gateway}/readyz`)).ok)
+    const running = () => metric(stack, 'vllm:num_requests_running')
+    const abort = new AbortController()
+    const answer = fetch(`${stack.gateway}/v1/chat/completions`, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${stack.key}` },
+      body: JSON.stringify({ ...long, temperature: 0, max_tokens: 7_000, stream }),
+      signal: abort.signal,
+    }).then(async (response) => response.text())
+    await until('the engine runs', async () => (await running()) === 1)
+    await new Promise((resolve) => setTimeout(resolve, 300))
+    abort.abort()
+    await expect(answer).rejects.toThrow('aborted')
+    await until('the engine has stopped', async () => (await running()) === 0, 4_000)
   })
 })
 

@@ -11,6 +11,8 @@ export interface Ask {
   /** A chat request's body, as it came. */
   body: object
   signal: AbortSignal
+  /** Higher runs first; 0 is what a client's request has. */
+  priority?: number
 }
 
 export type Answer =
@@ -34,6 +36,7 @@ export async function answer(env: Env, work: Work, ask: Ask): Promise<Answer> {
     .use(async (c, next) => {
       c.set('requestId', ask.requestId)
       c.set('caller', ask.caller)
+      c.set('priority', ask.priority ?? 0)
       await next()
     })
     .post('/', ...line)

@@ -11,6 +11,8 @@ export interface AppEnv {
     requestId: string
     /** Set by auth. */
     caller: Caller
+    /** Set by answer, for what no client waits for. */
+    priority?: number
     /** Set by prompt. */
     chat: ChatRequest
     prompt: Prompt

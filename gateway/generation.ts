@@ -157,6 +157,7 @@ const wireRequest = (prompt: Prompt, context: GenerationContext) => ({
   token_ids: prompt.tokenIds,
   sampling: wireSampling(prompt),
   cache: { salt: context.caller.tenantId, shared_prefix_tokens: prompt.sharedPrefixTokens },
+  priority: prompt.priority ?? 0,
 })
 
 function wireSampling({ sampling: { seed, logprobs, ...rest } }: Prompt) {

@@ -8,6 +8,8 @@ import type { AppEnv } from './app-env.ts'
 import { adminAuth, auth, scope } from './auth.ts'
 import { backendState } from './backend.ts'
 import { purge, purgeTenant, setLifetime } from './cache-policy.ts'
+import { batches } from './batch-routes.ts'
+import { files } from './file-routes.ts'
 import { inbound } from './hook-inbound.ts'
 import { hooks } from './hook-routes.ts'
 import { background, jobs } from './job-routes.ts'
@@ -23,6 +25,7 @@ import { tenantUsage } from './usage.ts'
 
 export { Directory } from './directory.ts'
 export { Flights } from './flights.ts'
+export { Batches } from './batches.ts'
 export { Hook } from './hook.ts'
 export { Jobs } from './jobs.ts'
 export { Templates } from './templates.ts'
@@ -98,6 +101,8 @@ const app = new Hono<AppEnv>()
   .route('/v1/templates', templates)
   .route('/v1/jobs', jobs)
   .route('/v1/deliveries', deliveries)
+  .route('/v1/files', files)
+  .route('/v1/batches', batches)
   .route('/v1/hooks', hooks)
   .post('/hooks/:id', limitedBody, ...inbound)
   .route('/admin', admin)

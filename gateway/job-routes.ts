@@ -21,7 +21,7 @@ const Secret = z
   .string()
   .check(z.regex(/^whsec_[A-Za-z0-9+/]{32,100}={0,2}$/, 'must be whsec_ and at least 24 bytes base64'))
 const Metadata = z.optional(z.nullable(z.record(z.string().check(z.maxLength(64)), z.unknown())))
-const WebhookFields = {
+export const WebhookFields = {
   webhook: z.optional(z.nullable(z.strictObject({ url: Url, secret: z.optional(Secret) }))),
   webhook_events_filter: z.optional(z.nullable(z.array(z.string()).check(z.minLength(1)))),
   metadata: Metadata,
@@ -122,7 +122,7 @@ async function accept(
   return c.json({ id, object: 'job', status, ...signing_secret }, 202)
 }
 
-async function endpointOf(
+export async function endpointOf(
   c: Context<AppEnv>,
   { webhook, webhook_events_filter: filter }: Webhook,
 ): Promise<Endpoint | null> {

@@ -29,6 +29,8 @@ export interface NewJob {
 }
 
 const running_max = 8
+/** Behind clients that wait. */
+const priority = -1
 /** How often an object at work is looked after, should it die meanwhile. */
 const heartbeat_ms = 5_000
 const purge_every_ms = 3_600_000
@@ -234,6 +236,7 @@ export class Jobs extends DurableObject<Env> {
         caller: JSON.parse(row.caller) as Caller,
         body: JSON.parse(row.request) as object,
         signal: abort.signal,
+        priority,
       })
     } catch (cause) {
       console.error('a job could not be tried', row.id, cause)

@@ -18,12 +18,14 @@ export interface Prompt {
   stop: string[]
   /** The template that it was rendered from. */
   template: TemplateUse | null
+  /** Higher runs first in the engine. Absent: 0. */
+  priority?: number
 }
 
 export const prompt = factory.createMiddleware(async function prompt(c, next) {
   const prepared = await prepare(c.env, c.var.caller, parseJson(await c.req.text()))
   c.set('chat', prepared.chat)
-  c.set('prompt', prepared.prompt)
+  c.set('prompt', { ...prepared.prompt, priority: c.var.priority ?? 0 })
   await next()
 })
 

@@ -6,7 +6,7 @@ import { Hono, type Context } from 'hono'
 import { ApiError } from '../src/errors.ts'
 import { keyPrefix, makeKey } from '../src/keys.ts'
 import { found, given, NewKey, NewTenant, readBody, Rotation, TenantChange } from './admin-bodies.ts'
-import type { AppEnv } from './app-env.ts'
+import { factory, type AppEnv } from './app-env.ts'
 import { adminAuth } from './auth.ts'
 import { directoryOf, hashKey } from './identify.ts'
 import { unlimited, type Limits } from './limits.ts'
@@ -19,12 +19,7 @@ type C = Context<AppEnv>
 
 export const admin = new Hono<AppEnv>()
   .use(adminAuth)
-  .use('/templates/*', async function auditTemplates(c, next) {
-    await next()
-    const path = new URL(c.req.url).pathname
-    if (c.req.method !== 'GET' && c.res.ok)
-      await audit(c, `template.${c.req.method.toLowerCase()}`, '', path, {})
-  })
+  .use('/templates/*', audited('template'))
   .route('/templates', operatorTemplates)
   .post('/tenants', async (c) => {
     const asked = await readBody(c.req, NewTenant)
@@ -144,6 +139,22 @@ const shown = ({ id, prefix, name, scopes, models, limits, expires_at, created }
 
 const audit = (c: C, action: string, tenant_id: string, target: string, detail: unknown) =>
   registryOf(c).record({ action, tenant_id, target, request_id: c.var.requestId, detail })
+
+/** For writes whose routes stand elsewhere. */
+export function audited(kind: string) {
+  return factory.createMiddleware(async function audited(c, next) {
+    await next()
+    if (c.req.method === 'GET' || !c.res.ok) return
+    const { pathname, search } = new URL(c.req.url)
+    await audit(
+      c,
+      `${kind}.${c.req.method.toLowerCase()}`,
+      c.req.query('tenant') ?? '',
+      pathname + search,
+      {},
+    )
+  })
+}
 
 /** An object under a name that is no tenant's would be made by asking it. */
 function tenantOf(c: C) {

@@ -3,7 +3,7 @@ import { Hono } from 'hono'
 import { bodyLimit } from 'hono/body-limit'
 import { cors } from 'hono/cors'
 import { ApiError } from '../src/errors.ts'
-import { admin } from './admin.ts'
+import { admin, audited } from './admin.ts'
 import type { AppEnv } from './app-env.ts'
 import { adminAuth, auth, scope } from './auth.ts'
 import { backendState } from './backend.ts'
@@ -89,7 +89,7 @@ const app = new Hono<AppEnv>()
   .delete('/v1/generations/:id', auth, scope('generate'), standing, ...cancelGeneration)
   .delete('/v1/cache', auth, scope('generate'), standing, ...purge)
   .patch('/v1/cache', auth, scope('generate'), standing, limitedBody, ...setLifetime)
-  .delete('/admin/cache', adminAuth, ...purgeTenant)
+  .delete('/admin/cache', adminAuth, audited('cache'), ...purgeTenant)
   .get('/v1/models', auth, scope('read'), standing, (c) => c.json({ object: 'list', data: [modelObject] }))
   .get('/v1/models/:id{.+}', auth, scope('read'), standing, (c) => {
     const id = c.req.param('id')

@@ -47,6 +47,7 @@ describe('tenants', () => {
     await admin(`/tenants/${id}`, { limits: { concurrent: 2 } }, 'PATCH')
     await admin(`/tenants/${id}/keys/${keyId}/rotate`, { grace_seconds: 60 })
     await admin(`/tenants/${id}/keys/${keyId}`, undefined, 'DELETE')
+    await admin(`/cache?tenant=${id}`, undefined, 'DELETE')
     await admin(`/tenants/${id}`, undefined, 'DELETE')
     const log = await (await admin(`/audit?tenant=${id}`)).text()
     const { data } = JSON.parse(log) as { data: { action: string; target: string }[] }
@@ -57,10 +58,11 @@ describe('tenants', () => {
         'tenant.update',
         'key.rotate',
         'key.revoke',
+        'cache.delete',
         'tenant.delete',
       ].toReversed(),
     )
-    expect(data[2]?.target).toBe(keyId)
+    expect(data[3]?.target).toBe(keyId)
     expect(log).not.toContain(key)
   })
 

@@ -31,12 +31,16 @@ export interface EngineOptions {
   threads?: number
   /** Keys and values. Default: 512 MB or one full context, whichever is more, but at most a quarter of the memory. */
   kvMemoryMb?: number
+  /** Memory for evicted blocks of the prefix cache, from where they come back. Default 0: none. */
+  prefixHostMb?: number
   /** Sequences that run at once. Default 64. */
   maxBatch?: number
   /** Prompt tokens per step while nothing decodes. Default 512. */
   prefillChunk?: number
-  /** Prompt tokens per step beside decoding sequences. Default 64. */
+  /** Prompt tokens per step beside decoding sequences, at most; fewer keep their pace. Default 256. */
   prefillChunkBeside?: number
+  /** Guesses ahead from repeated text while few sequences decode; answers are the same. Default true. */
+  speculate?: boolean
   /** Requests that may wait. Default 256. */
   maxQueue?: number
   /** Forces a kernel level: 'avx512', 'avx2' or 'base'. Default: the best here. */
@@ -234,10 +238,12 @@ function openNative(
       device: options.device,
       deterministic: options.deterministic ?? false,
       kvBytes: kvBytes(options, checkpoint),
+      hostBytes: Math.floor((options.prefixHostMb ?? 0) * 1e6),
       maxQueue: options.maxQueue ?? 256,
       maxBatch: options.maxBatch ?? 64,
       prefillChunk: options.prefillChunk ?? 512,
-      prefillChunkBeside: options.prefillChunkBeside ?? 64,
+      prefillChunkBeside: options.prefillChunkBeside ?? 256,
+      draftRows: options.speculate === false ? 0 : 6,
       checkWhenIdle: options.checkWhenIdle ?? false,
     },
     wake,

@@ -93,6 +93,8 @@ function engineMetrics(registry: Registry, engine: () => Engine | null): () => v
     follow('prefix_cache_queries_total', 'Prompt tokens looked up in the prefix cache'),
     follow('prefix_cache_hits_total', 'Prompt tokens found in the prefix cache'),
     follow('num_preemptions_total', 'Requests put back to free their blocks'),
+    follow('spec_decode_num_draft_tokens_total', 'Tokens guessed ahead'),
+    follow('spec_decode_num_accepted_tokens_total', 'Tokens guessed ahead that were right'),
   ] as const
 
   /** A counter that takes over a total counted elsewhere. */
@@ -114,6 +116,8 @@ function engineMetrics(registry: Registry, engine: () => Engine | null): () => v
     followed[0](stats.prefixQueries)
     followed[1](stats.prefixHits)
     followed[2](stats.preemptions)
+    followed[3](stats.draftedTokens)
+    followed[4](stats.acceptedTokens)
     byTenant(engine()?.tenants() ?? [])
   }
 }

@@ -65,10 +65,14 @@ export interface NativeOptions {
   deterministic: boolean
   /** 0, on CUDA alone: what the weights leave. */
   kvBytes: number
+  /** Host memory for evicted blocks; 0: none. */
+  hostBytes: number
   maxQueue: number
   maxBatch: number
   prefillChunk: number
   prefillChunkBeside: number
+  /** Rows of a step that decodes and guesses ahead; 0: never. */
+  draftRows: number
   checkWhenIdle: boolean
 }
 
@@ -112,12 +116,18 @@ export interface EngineStats {
   prefixHits: number
   /** Blocks. */
   evictions: number
+  /** Evicted blocks kept in host memory, and how often one came back from there. */
+  hostBlocks: number
+  hostLoads: number
   preemptions: number
   /** Prompt tokens computed (not found in the cache). */
   promptTokens: number
   generatedTokens: number
   requests: number
   steps: number
+  /** Tokens guessed ahead, and those of them that were right. */
+  draftedTokens: number
+  acceptedTokens: number
 }
 
 /** The prefix cache's counters of one tenant: tokens looked up, tokens found, blocks evicted. */

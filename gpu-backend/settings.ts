@@ -10,6 +10,8 @@ export interface Settings {
   secret: string
   threads?: number
   kvMemoryMb?: number
+  prefixHostMb?: number
+  speculate: boolean
   maxBatch?: number
   prefillChunk?: number
   maxQueue?: number
@@ -48,6 +50,14 @@ export function readSettings(argv: readonly string[]): Settings {
       count('--threads <n>', 'THREADS', 'CPU threads of the engine; one per core unless set', 1, 1024),
     )
     .addOption(count('--kv-memory <MiB>', 'KV_MEMORY_MB', 'memory for the prefix cache', 1, 16_777_216))
+    .addOption(
+      count('--prefix-host <MB>', 'PREFIX_HOST_MB', 'memory for evicted prefixes; 0: none', 0, 16_777_216),
+    )
+    .addOption(
+      option('--speculation <on>', 'SPECULATION', 'guess ahead from repeated text; answers are the same')
+        .choices(['on', 'off'])
+        .default('on'),
+    )
     .addOption(count('--max-batch <n>', 'MAX_BATCH', 'sequences computed together', 1, 4096))
     .addOption(count('--prefill-chunk <tokens>', 'PREFILL_CHUNK', 'prompt tokens a step takes', 16, 65_536))
     .addOption(count('--max-queue <n>', 'MAX_QUEUE', 'requests that may wait', 1, 1_000_000))
@@ -74,6 +84,8 @@ export function readSettings(argv: readonly string[]): Settings {
     secret?: string
     threads?: number
     kvMemory?: number
+    prefixHost?: number
+    speculation: 'on' | 'off'
     maxBatch?: number
     prefillChunk?: number
     maxQueue?: number
@@ -85,7 +97,7 @@ export function readSettings(argv: readonly string[]): Settings {
     command.error(
       'error: BACKEND_SECRET is not set; the gateway sends it, for example $(openssl rand -hex 32)',
     )
-  const { threads, kvMemory, maxBatch, prefillChunk, maxQueue } = given
+  const { threads, kvMemory, prefixHost, maxBatch, prefillChunk, maxQueue } = given
   return {
     model: given.model,
     device: given.device,
@@ -95,6 +107,8 @@ export function readSettings(argv: readonly string[]): Settings {
     secret: given.secret ?? '',
     ...(threads === undefined ? {} : { threads }),
     ...(kvMemory === undefined ? {} : { kvMemoryMb: kvMemory }),
+    ...(prefixHost === undefined ? {} : { prefixHostMb: prefixHost }),
+    speculate: given.speculation === 'on',
     ...(maxBatch === undefined ? {} : { maxBatch }),
     ...(prefillChunk === undefined ? {} : { prefillChunk }),
     ...(maxQueue === undefined ? {} : { maxQueue }),

@@ -1,6 +1,7 @@
 /**
  * The C++ tests (test/gpu-backend/native), built beside the addon and run. By hand, with a name's part to choose:
  *   cmake --build gpu-backend/native/build --target qe_tests && gpu-backend/native/build/qe_tests scheduler
+ * `qe_tests soak` runs the random interleavings of 10,000 steps that are left out otherwise.
  * Under sanitizers, from gpu-backend/native: cmake --preset asan-ubsan && cmake --build --preset asan-ubsan (or tsan).
  */
 import { execFile } from 'node:child_process'

@@ -68,6 +68,8 @@ export function scriptedEngine(script: (run: Run) => void = counting, contextLen
       prefixQueries: 0,
       prefixHits: 0,
       preemptions: 0,
+      draftedTokens: 0,
+      acceptedTokens: 0,
     }),
     tenants: () => [],
     sleep: async () => undefined,

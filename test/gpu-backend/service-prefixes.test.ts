@@ -62,7 +62,7 @@ describe('n answers to one prompt', () => {
     const { tokens, ends } = await answers(
       await service.post('/v1/generate', request(ids, { n: 4, seed: 50, temperature: 1 })),
     )
-    expect(ends.map(({ index }) => index).toSorted()).toEqual([0, 1, 2, 3])
+    expect(ends.map(({ index }) => index).toSorted((a, b) => a - b)).toEqual([0, 1, 2, 3])
     for (const { usage } of ends) expect(usage).toMatchObject({ prompt: 100, completion: 12 })
     // The first computed the prompt, the others followed it through the cache.
     expect(ends.map(({ usage }) => usage.cached).toSorted((a, b) => a - b)).toEqual([0, 96, 96, 96])
@@ -142,29 +142,24 @@ describe('POST /v1/prefixes', () => {
   })
 
   it('pins against eviction until the time is over', async () => {
-    const ids = prompt(4, 320)
-    const response = await service.post('/v1/prefixes', { token_ids: ids, salt: 'p', pin_seconds: 1.2 })
-    const { cached_tokens, until: lapses } = (await response.json()) as {
-      cached_tokens: number
-      until: number
-    }
-    expect(cached_tokens).toBe(320)
-    expect(lapses).toBeGreaterThan(Date.now() / 1000 - 1)
+    const pin = async (ids: number[], pin_seconds: number): Promise<unknown> =>
+      (await service.post('/v1/prefixes', { token_ids: ids, salt: 'p', pin_seconds })).json()
+    const soon = Math.floor(Date.now() / 1000)
+    const [kept, lapsed] = [prompt(4, 320), prompt(5, 320)]
+    expect(await pin(kept, 3600)).toEqual({ cached_tokens: 320, until: expect.any(Number) })
+    expect((await pin(kept, 1800)) as { until: number }).toHaveProperty('until', expect.any(Number))
+    await pin(lapsed, 0.02)
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    for (let i = 0; i < 4; i++) await cached(prompt(100 + i, 600), `flood ${i}`)
     expect(engine.stats().blocksPinned).toBe(20)
-    const flood = async (seed: number): Promise<void> => {
-      for (let i = 0; i < 4; i++) await cached(prompt(seed + i, 600), `flood ${i}`)
-    }
-    await flood(100)
-    expect(await cached(ids, 'p')).toBe(304)
-    await new Promise((resolve) => setTimeout(resolve, 1300))
-    await flood(200)
-    expect(engine.stats().blocksPinned).toBe(0)
-    expect(await cached(ids, 'p')).toBe(0)
+    expect(await cached(kept, 'p')).toBe(304)
+    expect(await cached(lapsed, 'p')).toBe(0)
+    expect(((await pin(kept, 3600)) as { until: number }).until).toBeGreaterThanOrEqual(soon + 3600)
     engine.checkIntegrity()
   })
 
   it('pins yield before a request that fits the memory would fail', async () => {
-    await service.post('/v1/prefixes', { token_ids: prompt(5, 900), pin_seconds: 3600 })
+    await service.post('/v1/prefixes', { token_ids: prompt(15, 900), pin_seconds: 3600 })
     expect(engine.stats().blocksPinned).toBe(56)
     const { tokens } = await generate(engine, prompt(6, 1500), { sampling: { max_tokens: 300 } })
     expect(tokens).toHaveLength(300)

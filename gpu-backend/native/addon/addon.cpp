@@ -164,8 +164,10 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
     set("running", stats.running), set("waiting", stats.waiting);
     set("prefixQueries", stats.prefix_queries), set("prefixHits", stats.prefix_hits);
     set("evictions", stats.evictions), set("preemptions", stats.preemptions);
+    set("hostBlocks", stats.host_blocks), set("hostLoads", stats.host_loads);
     set("promptTokens", stats.prompt_tokens), set("generatedTokens", stats.generated_tokens);
     set("requests", stats.requests), set("steps", stats.steps);
+    set("draftedTokens", stats.drafted_tokens), set("acceptedTokens", stats.accepted_tokens);
     return result;
   }
   Napi::Value tenants(const Napi::CallbackInfo& info) {

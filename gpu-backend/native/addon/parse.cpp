@@ -129,10 +129,12 @@ OpenRequest parse_open(const Napi::Object& object) {
   request.cuda = text(object, "device") == "cuda";
   request.deterministic = boolean(object, "deterministic");
   request.options.kv_bytes = whole(object, "kvBytes");
+  request.options.host_bytes = whole(object, "hostBytes");
   request.options.queue_max = whole(object, "maxQueue");
   request.options.limits.batch = std::max<std::uint64_t>(whole(object, "maxBatch"), 1);
   request.options.limits.chunk = std::max<std::uint64_t>(whole(object, "prefillChunk"), 1);
   request.options.limits.chunk_beside = std::max<std::uint64_t>(whole(object, "prefillChunkBeside"), 1);
+  request.options.limits.draft_rows = std::min<std::uint64_t>(whole(object, "draftRows"), 64);
   request.options.identity = text(object, "revision");
   request.options.check_when_idle = boolean(object, "checkWhenIdle");
   return request;

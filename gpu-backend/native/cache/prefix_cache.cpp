@@ -7,12 +7,6 @@
 
 namespace qe {
 
-std::size_t PrefixCache::HashOfHash::operator()(const Hash& hash) const {
-  std::size_t word = 0;
-  std::memcpy(&word, hash.data(), sizeof word);
-  return word;
-}
-
 PrefixCache::PrefixCache(std::size_t blocks, std::string_view identity)
     : pool_(blocks),
       root_(Sha256().update("qwen2-edge kv 1").update(std::uint64_t{identity.size()}).update(identity).finish()),
@@ -34,7 +28,7 @@ Hash PrefixCache::chain(const Hash& parent, BlockTokens tokens) {
 
 std::optional<BlockId> PrefixCache::acquire(const Hash& name, const Hash& parent, BlockTokens tokens) {
   const auto found = by_name_.find(name);
-  if (found == by_name_.end()) return std::nullopt;
+  if (found == by_name_.end()) return from_host(name, parent, tokens);
   const BlockId block = found->second;
   Slot& slot = slots_[block];
   if (slot.content->parent != parent || !std::ranges::equal(slot.content->tokens, tokens)) return std::nullopt;
@@ -46,10 +40,24 @@ std::optional<BlockId> PrefixCache::acquire(const Hash& name, const Hash& parent
   return block;
 }
 
+std::optional<BlockId> PrefixCache::from_host(const Hash& name, const Hash& parent, BlockTokens tokens) {
+  if (!host_ || !host_->has(name, parent, tokens)) return std::nullopt;
+  const auto block = allocate();
+  // Taking the block may have evicted another one, and that one may have taken this one's place in the host.
+  if (!block) return std::nullopt;
+  if (!host_->has(name, parent, tokens)) {
+    release(*block);
+    return std::nullopt;
+  }
+  publish(*block, name, parent, tokens, host_->load(name, *block));
+  return block;
+}
+
 std::optional<BlockId> PrefixCache::allocate() {
   if (const auto block = pool_.take()) return block;
   if (idle_.empty()) return std::nullopt;
   ++counters_.evictions;
+  if (host_) host_->put(*slots_[idle_.front()].content, idle_.front());
   ++tenants_[slots_[idle_.front()].content->owner].evictions;
   forget(idle_.front());
   return pool_.take();
@@ -58,7 +66,7 @@ std::optional<BlockId> PrefixCache::allocate() {
 void PrefixCache::publish(BlockId block, const Hash& name, const Hash& parent, BlockTokens tokens, Tenant owner) {
   Slot& slot = slots_.at(block);
   if (slot.content.has_value() || by_name_.contains(name)) return;
-  slot.content.emplace(Content{name, parent, {}, owner});
+  slot.content.emplace(BlockContent{name, parent, {}, owner});
   std::ranges::copy(tokens, slot.content->tokens.begin());
   by_name_.emplace(name, block);
 }
@@ -82,6 +90,7 @@ void PrefixCache::forget(BlockId block) {
 }
 
 void PrefixCache::clear() {
+  if (host_) host_->clear();
   for (std::size_t block = 0; block < slots_.size(); ++block)
     if (slots_[block].content) forget(static_cast<BlockId>(block));
 }

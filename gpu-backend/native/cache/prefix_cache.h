@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <list>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -14,6 +15,7 @@
 #include "base/sha256.h"
 #include "base/types.h"
 #include "cache/block_pool.h"
+#include "cache/host_tier.h"
 
 namespace qe {
 
@@ -27,6 +29,7 @@ namespace qe {
  * in the hash can cost a miss but never a wrong answer.
  * Blocks nobody holds stay, in order of release, and are evicted from the oldest; sequences release their tail first,
  * so an evicted block never leaves a reachable child behind for long.
+ * With a host tier an evicted block is copied to the host's memory and comes back from there.
  * A pin holds a prefix's blocks until a time, as a sequence would. Pins hold half of the blocks at most (those that lapse
  * first yield), and all of them yield before a lone sequence would fail for want of memory.
  * Two sequences may compute the same block at once; the first to publish it keeps the name, the second's copy is freed
@@ -62,7 +65,12 @@ class PrefixCache {
   [[nodiscard]] static Hash salted(const Hash& parent, std::string_view salt);
   [[nodiscard]] static Hash chain(const Hash& parent, BlockTokens tokens);
 
-  /** The block of that name, held once more, or nothing. */
+  /** Memory for what is evicted; to be set before the first block is. */
+  void set_host_tier(std::unique_ptr<HostTier> host) { host_ = std::move(host); }
+  [[nodiscard]] std::size_t host_blocks() const { return host_ ? host_->blocks() : 0; }
+  [[nodiscard]] std::uint64_t host_loads() const { return host_ ? host_->loads() : 0; }
+
+  /** The block of that name, held once more, from the host's memory if it was evicted there, or nothing. */
   std::optional<BlockId> acquire(const Hash& name, const Hash& parent, BlockTokens tokens);
   /** An empty block held once: a free one, else the longest idle one, evicted; nothing when every block is used. */
   std::optional<BlockId> allocate();
@@ -100,25 +108,18 @@ class PrefixCache {
   void check_integrity(std::span<const std::uint32_t> by_sequences) const;
 
  private:
-  struct Content {
-    Hash name{}, parent{};
-    std::array<TokenId, kBlockSize> tokens{};
-    Tenant owner = kOperator;
-  };
   struct Pin {
     std::vector<BlockId> blocks;
     Clock::time_point until;
   };
-  struct HashOfHash {
-    std::size_t operator()(const Hash& hash) const;
-  };
   struct Slot {
-    std::optional<Content> content;        // set: published under content->name
+    std::optional<BlockContent> content;        // set: published under content->name
     std::list<BlockId>::iterator idle_at;  // valid while `idle`
     bool idle = false;
   };
 
   void forget(BlockId block);
+  std::optional<BlockId> from_host(const Hash& name, const Hash& parent, BlockTokens tokens);
 
   BlockPool pool_;
   Hash root_;
@@ -130,6 +131,7 @@ class PrefixCache {
   std::vector<TenantCounters> tenants_;  // by number; 0 the operator, 1 those that came too late for a name
   std::unordered_map<std::string, Tenant> tenant_of_;
   Counters counters_;
+  std::unique_ptr<HostTier> host_;  // null: none
 };
 
 }  // namespace qe

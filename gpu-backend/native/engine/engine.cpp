@@ -16,7 +16,7 @@ double milliseconds(Clock::time_point from, Clock::time_point to) {
 }
 
 std::size_t rows_max(const SchedulerLimits& limits) {
-  return std::max(limits.chunk, limits.batch + limits.chunk_beside);
+  return std::max({limits.chunk, limits.batch + limits.chunk_beside, limits.draft_rows});
 }
 
 std::size_t blocks_in(const EngineOptions& options, const Ops& ops, const AttentionShape& shape) {
@@ -39,8 +39,14 @@ Engine::Engine(std::unique_ptr<Ops> ops, const ModelConfig& config, std::unique_
       model_((config.check(), config), *checkpoint_, *ops_, rows_max(options_.limits)),
       cache_(blocks_in(options_, *ops_, model_.attention_shape()),
              concat(options_.identity, " fp32 ", ops_->level(), " theta ", config.rope_theta)),
-      scheduler_(cache_, options_.limits) {
+      scheduler_(cache_, options_.limits),
+      chunks_(options_.limits.chunk_beside) {
   ops_->allocate_kv(model_.attention_shape(), cache_.total());
+  if (options_.host_bytes > 0)
+    cache_.set_host_tier(std::make_unique<HostTier>(
+        options_.host_bytes, ops_->kv_block_bytes(model_.attention_shape()),
+        HostTier::Copies{[this](BlockId block, std::byte* to) { ops_->save_block(block, to); },
+                         [this](BlockId block, const std::byte* from) { ops_->load_block(block, from); }}));
   publish_stats();
   thread_ = std::thread([this] { loop(); });
 }
@@ -66,6 +72,7 @@ std::uint32_t Engine::submit(Request request) {
   sequence.tokens = std::move(request.tokens);
   sequence.tokens.reserve(room);
   sequence.prompt = prompt;
+  sequence.room = room;
   sequence.salt = std::move(request.salt);
   sequence.shared_prefix = std::min(request.shared_prefix, prompt);
   sequence.priority = request.priority;
@@ -146,9 +153,17 @@ void Engine::loop() {
 }
 
 bool Engine::step() {
+  scheduler_.set_chunk_beside(chunks_.budget());
   const std::vector<Slice> plan = scheduler_.schedule();
   if (plan.empty()) return false;
+  const Clock::time_point start = Clock::now();
   const std::span<const float> logits = model_.forward(batch_of(plan));
+  std::size_t decoding = 0, prefilling = 0;
+  for (const Slice& slice : plan) {
+    const bool decodes = slice.count - slice.draft == 1 && slice.sequence->generated() > 0;
+    (decodes ? decoding : prefilling) += slice.count;
+  }
+  chunks_.observe(decoding, prefilling, milliseconds(start, Clock::now()));
   postprocess(plan, logits);
   ++counters_.steps;
   return true;
@@ -190,10 +205,12 @@ const Batch& Engine::batch_of(const std::vector<Slice>& plan) {
     const Sequence& sequence = *slice.sequence;
     batch_.slices.push_back({batch_.rows(), slice.count, slice.first, sequence.blocks});
     for (std::size_t i = 0; i < slice.count; ++i) {
-      batch_.tokens.push_back(sequence.tokens[slice.first + i]);
+      const std::size_t at = slice.first + i, known = sequence.tokens.size();
+      batch_.tokens.push_back(at < known ? sequence.tokens[at] : sequence.draft[at - known]);
       batch_.positions.push_back(slice.first + i);
     }
-    if (slice.complete()) batch_.logit_rows.push_back(batch_.rows() - 1);
+    if (!slice.complete()) continue;
+    for (std::size_t i = slice.draft + 1; i > 0; --i) batch_.logit_rows.push_back(batch_.rows() - i);
   }
   return batch_;
 }
@@ -202,29 +219,38 @@ void Engine::postprocess(const std::vector<Slice>& plan, std::span<const float> 
   const std::size_t vocab = model_.config().vocab;
   std::size_t row = 0;
   for (const Slice& slice : plan) {
-    Sequence& sequence = *slice.sequence;
-    scheduler_.commit(slice);
-    if (sequence.generated() == 0) counters_.prompt_tokens += slice.count;
+    scheduler_.commit(*slice.sequence, slice.count - slice.draft);
+    if (slice.sequence->generated() == 0) counters_.prompt_tokens += slice.count;
     if (!slice.complete()) continue;
+    append_sampled(slice, logits.subspan(row * vocab, (slice.draft + 1) * vocab));
+    row += slice.draft + 1;
+  }
+}
 
-    Sampler& sampler = generations_.at(sequence.handle)->sampler;
-    const std::span<const float> mine = logits.subspan(row++ * vocab, vocab);
-    if (sequence.generated() == 0) sequence.first_token = Clock::now();
-    if (sampler.params().max_tokens == 0) {
-      if (sequence.pin_until) scheduler_.pin(sequence, *sequence.pin_until);
-      finish(sequence, FinishReason::length);
-      continue;
-    }
-    Sampled sampled = sampler.next(mine, sequence.tokens.size());
+/** Samples after the last token, and after each guess as long as the guess is what was sampled before it: exactly what
+    the steps one by one would sample, since neither bits nor noise depend on the step. logits: [draft + 1][vocab] */
+void Engine::append_sampled(const Slice& slice, std::span<const float> logits) {
+  Sequence& sequence = *slice.sequence;
+  Sampler& sampler = generations_.at(sequence.handle)->sampler;
+  const std::size_t vocab = model_.config().vocab;
+  if (sequence.generated() == 0) sequence.first_token = Clock::now();
+  if (sampler.params().max_tokens == 0) {
+    if (sequence.pin_until) scheduler_.pin(sequence, *sequence.pin_until);
+    return finish(sequence, FinishReason::length);
+  }
+  const std::vector<TokenId>& stop = sampler.params().stop;
+  counters_.drafted_tokens += slice.draft;
+  for (std::size_t right = 0;; ++right) {
+    Sampled sampled = sampler.next(logits.subspan(right * vocab, vocab), sequence.tokens.size());
     ++counters_.generated_tokens;
-    const std::vector<TokenId>& stop = sampler.params().stop;
-    if (std::ranges::find(stop, sampled.token) != stop.end()) {
-      finish(sequence, FinishReason::stop);
-      continue;
-    }
-    sequence.tokens.push_back(sampled.token);
+    if (std::ranges::find(stop, sampled.token) != stop.end()) return finish(sequence, FinishReason::stop);
+    const TokenId token = sampled.token;
+    sequence.tokens.push_back(token);
     events_.emplace_back(TokenEvent{sequence.handle, sampler.params().logprobs >= 0, std::move(sampled)});
-    if (sequence.generated() == sampler.params().max_tokens) finish(sequence, FinishReason::length);
+    if (sequence.generated() == sampler.params().max_tokens) return finish(sequence, FinishReason::length);
+    if (right == slice.draft || sequence.draft[right] != token) return Scheduler::judge_draft(sequence, right);
+    scheduler_.commit(sequence, 1);
+    ++counters_.accepted_tokens;
   }
 }
 
@@ -259,6 +285,7 @@ void Engine::publish_stats() {
   stats.running = scheduler_.running(), stats.waiting = scheduler_.waiting();
   stats.prefix_queries = cache_.counters().queries, stats.prefix_hits = cache_.counters().hits;
   stats.evictions = cache_.counters().evictions;
+  stats.host_blocks = cache_.host_blocks(), stats.host_loads = cache_.host_loads();
   stats.preemptions = scheduler_.preemptions();
   const Clock::time_point now = Clock::now();
   const std::scoped_lock lock(mutex_);

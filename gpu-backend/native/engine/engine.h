@@ -14,12 +14,14 @@
 #include "engine/events.h"
 #include "model/qwen2.h"
 #include "ops/ops.h"
+#include "scheduler/chunk_controller.h"
 #include "scheduler/scheduler.h"
 
 namespace qe {
 
 struct EngineOptions {
   std::size_t kv_bytes = 0;     // memory for keys and values
+  std::size_t host_bytes = 0;   // host memory for evicted blocks; 0: none
   std::size_t queue_max = 256;  // requests that may wait
   SchedulerLimits limits;
   std::string identity;          // the weights' revision: part of every prefix's name
@@ -42,9 +44,12 @@ struct EngineStats {
   std::size_t running, waiting;
   std::uint64_t prefix_queries, prefix_hits;  // tokens
   std::uint64_t evictions;                    // blocks
+  std::size_t host_blocks;   // evicted blocks kept in host memory
+  std::uint64_t host_loads;  // blocks that came back from there
   std::uint64_t preemptions;
   std::uint64_t prompt_tokens, generated_tokens;  // computed as prefill; sampled
   std::uint64_t requests, steps;
+  std::uint64_t drafted_tokens, accepted_tokens;  // guessed; of them right
 };
 
 /**
@@ -95,6 +100,7 @@ class Engine {
   void expire();
   const Batch& batch_of(const std::vector<Slice>& plan);
   void postprocess(const std::vector<Slice>& plan, std::span<const float> logits);
+  void append_sampled(const Slice& slice, std::span<const float> logits);
   void finish(Sequence& sequence, FinishReason reason);
   void fail_all(const std::string& message);
   void publish_stats();
@@ -107,6 +113,7 @@ class Engine {
   Qwen2 model_;
   PrefixCache cache_;
   Scheduler scheduler_;
+  ChunkController chunks_;
   std::unordered_map<std::uint32_t, std::unique_ptr<Generation>> generations_;  // the engine's thread only
   std::vector<Event> events_;                                                   // of the step under way
   Batch batch_;

@@ -105,6 +105,10 @@ class Ops {
   /** Bytes of KV one block takes over all layers. */
   [[nodiscard]] virtual std::size_t kv_block_bytes(const AttentionShape& shape) const = 0;
 
+  /** Copies a block's keys and values of all layers, kv_block_bytes(), to host memory and back, after all work before. */
+  virtual void save_block(BlockId /*block*/, std::byte* /*to*/) { lacks("a host tier of the prefix cache"); }
+  virtual void load_block(BlockId /*block*/, const std::byte* /*from*/) { lacks("a host tier of the prefix cache"); }
+
   /** Announces the batch the following calls work on; it must stay alive until logits(). */
   virtual void begin(const Batch& batch) = 0;
   /** x[row] = table[token of row]; x: [rows][width] */

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "scheduler/prompt_lookup.h"
 
 namespace qe {
 namespace {
@@ -27,8 +28,17 @@ void Scheduler::add(Sequence& sequence) {
   insert_ordered(waiting_, sequence);
 }
 
-void Scheduler::pin(const Sequence& sequence, Clock::time_point until) {
-  cache_.pin(std::span(sequence.blocks).first(std::min(sequence.published, sequence.prompt / kBlockSize)), until);
+void Scheduler::pin(Sequence& sequence, Clock::time_point until) {
+  // The blocks that carry the names: its own copy of a block may be the second one, which nobody finds.
+  std::vector<BlockId> blocks;
+  for (std::size_t at = 0; at < sequence.prompt / kBlockSize; ++at) {
+    const Hash name = name_of(sequence, at);
+    const auto block = cache_.acquire(name, parent_of(sequence, at), tokens_of(sequence, at));
+    if (!block) break;
+    blocks.push_back(*block);
+  }
+  cache_.pin(blocks, until);
+  for (std::size_t i = blocks.size(); i > 0; --i) cache_.release(blocks[i - 1]);
 }
 
 void Scheduler::remove(Sequence& sequence) {
@@ -44,11 +54,17 @@ std::vector<Slice> Scheduler::schedule() {
 
   const std::vector<Sequence*> order = running_;
   const auto still_running = [this](const Sequence* s) { return std::ranges::find(running_, s) != running_.end(); };
-  for (Sequence* sequence : order)
-    if (sequence->remaining() == 1 && still_running(sequence) && reserve(*sequence, 1, plan))
-      plan.push_back({sequence, sequence->computed, 1});
+  const auto decodes = [](const Sequence* s) { return s->remaining() == 1; };
+  const auto decoding = static_cast<std::size_t>(std::ranges::count_if(order, decodes));
+  for (Sequence* sequence : order) {
+    if (!decodes(sequence) || !still_running(sequence)) continue;
+    sequence->draft.clear();
+    if (decoding == order.size()) draft(*sequence, decoding);
+    if (reserve(*sequence, 1 + sequence->draft.size(), plan))
+      plan.push_back({sequence, sequence->computed, 1 + sequence->draft.size(), sequence->draft.size()});
+  }
 
-  std::size_t budget = plan.empty() ? limits_.chunk : limits_.chunk_beside;
+  std::size_t budget = plan.empty() ? limits_.chunk : chunk_beside_;
   std::set<Hash> under_way;  // blocks that this step fills
   for (Sequence* sequence : order) {
     if (budget == 0) break;
@@ -72,6 +88,26 @@ std::vector<Slice> Scheduler::schedule() {
       under_way.insert(name_of(*sequence, at));
   }
   return plan;
+}
+
+/** Guesses as many tokens as the step has rows for, if that takes no block from anybody. */
+void Scheduler::draft(Sequence& sequence, std::size_t decoding) {
+  if (sequence.draft_pause > 0) {
+    --sequence.draft_pause;
+    return;
+  }
+  const std::size_t rows = limits_.draft_rows > decoding ? (limits_.draft_rows - decoding) / decoding : 0;
+  const std::size_t left = sequence.room - std::min(sequence.room, sequence.tokens.size() + 1);
+  look_up(sequence.tokens, std::min(rows, left), sequence.draft);
+  const std::size_t wanted = div_up(sequence.tokens.size() + sequence.draft.size(), kBlockSize);
+  if (wanted > sequence.blocks.size() && cache_.available() < running_.size() + 1) sequence.draft.clear();
+}
+
+void Scheduler::judge_draft(Sequence& sequence, std::size_t right) {
+  constexpr unsigned kPauseMost = 64;
+  if (sequence.draft.empty()) return;
+  sequence.draft_misses = right > 0 ? 0 : sequence.draft_misses + 1;
+  sequence.draft_pause = right > 0 ? 0 : std::min(kPauseMost, 1u << std::min(sequence.draft_misses, 6u));
 }
 
 /** Whether the next thing it computes is a whole block that the cache could give it. */
@@ -154,9 +190,8 @@ void Scheduler::release_blocks(Sequence& sequence) {
   sequence.computed = sequence.published = 0;
 }
 
-void Scheduler::commit(const Slice& slice) {
-  Sequence& sequence = *slice.sequence;
-  sequence.computed += slice.count;
+void Scheduler::commit(Sequence& sequence, std::size_t count) {
+  sequence.computed += count;
   for (; (sequence.published + 1) * kBlockSize <= sequence.computed; ++sequence.published) {
     const std::size_t at = sequence.published;
     const Hash name = name_of(sequence, at);

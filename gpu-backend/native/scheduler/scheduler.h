@@ -13,14 +13,16 @@ struct Slice {
   Sequence* sequence;
   std::size_t first;  // position
   std::size_t count;
+  std::size_t draft = 0;  // of them guesses, at the end
   /** Whether the slice reaches the sequence's last token, so that its logits give the next one. */
-  [[nodiscard]] bool complete() const { return first + count == sequence->tokens.size(); }
+  [[nodiscard]] bool complete() const { return first + count - draft == sequence->tokens.size(); }
 };
 
 struct SchedulerLimits {
   std::size_t batch = 64;         // sequences running at once
   std::size_t chunk = 512;        // prefill tokens in a step with nothing else to do
-  std::size_t chunk_beside = 64;  // prefill tokens in a step that also decodes
+  std::size_t chunk_beside = 64;  // prefill tokens in a step that also decodes, at most
+  std::size_t draft_rows = 6;     // rows of a step that decodes and guesses; 0: never guess
 };
 
 /**
@@ -31,6 +33,8 @@ struct SchedulerLimits {
  * sequence is admitted when a place is free and the cache can give blocks for its whole prompt. Before each chunk the
  * prefix cache is asked again, and nobody computes a block that another one fills in the same step, so a prompt that
  * starts like one under way follows it instead of computing twice.
+ * Few sequences that decode alone leave the arithmetic idle while weights stream: then each also carries a draft of
+ * what may follow (prompt_lookup.h), verified in the same step. Guessing pauses, longer each time, while it fails.
  * When blocks run out, the sequence that is last in order gives up all of its blocks and waits again (preemption by
  * recompute); its full blocks stay cached until somebody needs them. A sequence of higher priority also takes the
  * place of a running one when the batch is full.
@@ -41,7 +45,8 @@ struct SchedulerLimits {
  */
 class Scheduler {
  public:
-  Scheduler(PrefixCache& cache, SchedulerLimits limits) : cache_(cache), limits_(limits) {}
+  Scheduler(PrefixCache& cache, SchedulerLimits limits)
+      : cache_(cache), limits_(limits), chunk_beside_(limits.chunk_beside) {}
 
   [[nodiscard]] bool fits(std::size_t tokens) const { return div_up(tokens, kBlockSize) <= cache_.total(); }
   void add(Sequence& sequence);
@@ -50,11 +55,14 @@ class Scheduler {
 
   /** What to compute now; empty when there is nothing to do. Blocks for it are allocated. */
   std::vector<Slice> schedule();
-  /** The slice was computed: advances the sequence and publishes its full blocks. Call before appending a token. */
-  void commit(const Slice& slice);
+  /** The next `count` of its tokens are computed: advances and publishes full blocks. Call before appending a token. */
+  void commit(Sequence& sequence, std::size_t count);
+  /** What the sequence's draft came to. */
+  static void judge_draft(Sequence& sequence, std::size_t right);
+  void set_chunk_beside(std::size_t tokens) { chunk_beside_ = tokens; }
 
   /** Keeps the full blocks of its prompt, as far as they are computed. */
-  void pin(const Sequence& sequence, Clock::time_point until);
+  void pin(Sequence& sequence, Clock::time_point until);
 
   [[nodiscard]] std::size_t waiting() const { return waiting_.size(); }
   [[nodiscard]] std::size_t running() const { return running_.size(); }
@@ -65,6 +73,7 @@ class Scheduler {
  private:
   bool admit();
   std::size_t adopt_cached(Sequence& sequence);
+  void draft(Sequence& sequence, std::size_t decoding);
   static bool fills_block(const Sequence& sequence);
   bool reserve(Sequence& sequence, std::size_t tokens, std::vector<Slice>& plan);
   void preempt(Sequence& sequence, std::vector<Slice>& plan);
@@ -74,6 +83,7 @@ class Scheduler {
 
   PrefixCache& cache_;
   SchedulerLimits limits_;
+  std::size_t chunk_beside_;
   std::vector<Sequence*> waiting_, running_;  // each in order: higher priority first, then earlier arrival
   std::uint64_t preemptions_ = 0;
 };

@@ -35,6 +35,10 @@ struct Sequence {
   std::optional<std::size_t> cached;  // prompt tokens found in the cache before any preemption
   bool preempted = false;
 
+  std::vector<TokenId> draft;     // guesses that the step under way verifies
+  unsigned draft_misses = 0;      // drafts in a row of which nothing was right
+  unsigned draft_pause = 0;       // steps to wait before the next guess
+
   Clock::time_point submitted, admitted, first_token;
 
   [[nodiscard]] std::size_t remaining() const { return tokens.size() - computed; }

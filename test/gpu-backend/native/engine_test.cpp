@@ -26,12 +26,14 @@ struct Answer {
 /** An engine and what its events said. */
 class Bench {
  public:
-  explicit Bench(const TinyModel& model, std::size_t blocks, SchedulerLimits limits = {}, unsigned threads = 1) {
+  explicit Bench(const TinyModel& model, std::size_t blocks, SchedulerLimits limits = {}, unsigned threads = 1,
+                 std::size_t host_blocks = 0) {
     EngineOptions options;
     auto ops = std::make_unique<cpu::CpuOps>(threads);
     AttentionShape shape;
     shape.layers = model.config.layers, shape.kv_heads = model.config.kv_heads, shape.head_dim = model.config.head_dim;
     options.kv_bytes = blocks * ops->kv_block_bytes(shape);
+    options.host_bytes = host_blocks * ops->kv_block_bytes(shape);
     options.limits = limits;
     options.queue_max = 10000;
     options.check_when_idle = true;
@@ -91,18 +93,20 @@ Request request_of(std::mt19937& random, std::size_t longest) {
   return request;
 }
 
-/** 10,000 steps' worth of submit, cancel, finish, evict and preempt; every survivor must equal its lone run. */
-void interleave(unsigned seed, int requests, unsigned threads) {
+/** Submits, cancels, finishes, evicts and preempts; every survivor must equal its lone run. @returns steps */
+std::uint64_t interleave(unsigned seed, int requests, unsigned threads) {
   const TinyModel model;
   std::mt19937 random(seed);
   SchedulerLimits limits;
   limits.batch = 1 + random() % 8;
   limits.chunk = 1 + random() % 60;
   limits.chunk_beside = 1 + random() % 30;
+  limits.draft_rows = random() % 12;
   constexpr std::size_t kBlocks = 14;  // the longest sequence takes 8
   std::vector<std::pair<Request, Answer>> survivors;
+  std::uint64_t steps = 0;
   {
-    Bench bench(model, kBlocks, limits, threads);
+    Bench bench(model, kBlocks, limits, threads, random() % 3 * 20);
     std::vector<std::pair<Request, std::uint32_t>> asked;
     for (int i = 0; i < requests; ++i) {
       const Request request = request_of(random, 100);
@@ -124,6 +128,7 @@ void interleave(unsigned seed, int requests, unsigned threads) {
     CHECK(stats.blocks_used == 0 && stats.blocks_free + stats.blocks_cached == kBlocks);
     CHECK(stats.running == 0 && stats.waiting == 0);
     CHECK(stats.evictions > 0);
+    steps = stats.steps;
   }
   Bench lone(model, 64);
   for (auto& [request, answer] : survivors) {
@@ -132,10 +137,17 @@ void interleave(unsigned seed, int requests, unsigned threads) {
     again.salt += "lone";
     CHECK(lone.ask(again).tokens == answer.tokens, concat("seed ", seed));
   }
+  return steps;
 }
 
 TEST("engine: interleavings lose no block and change no answer") {
   for (unsigned seed = 1; seed <= 6; ++seed) interleave(seed, 150, 1);
+}
+
+TEST("soak: 10,000 steps of submit, abort, finish, evict and preempt, seed by seed") {
+  std::uint64_t steps = 0;
+  for (unsigned seed = 1000; steps < 10000; ++seed) steps += interleave(seed, 400, 1 + seed % 2);
+  std::printf("     %llu steps\n", static_cast<unsigned long long>(steps));
 }
 
 TEST("engine: interleavings with several kernel threads") { interleave(99, 100, 3); }
@@ -175,6 +187,56 @@ TEST("engine: one row's logits have the same bits in every chunking and on any n
       CHECK(logits == first, concat("threads ", threads, " chunk ", chunk));
     }
   }
+}
+
+TEST("engine: guessing ahead takes fewer steps to the same answer, greedy and sampled") {
+  const TinyModel model;
+  SchedulerLimits plain;
+  plain.draft_rows = 0;
+  Bench guessing(model, 200), steady(model, 200, plain);
+  Request request;
+  for (unsigned i = 0; i < 90; ++i) request.tokens.push_back(i * i % 13);
+  request.sampling.max_tokens = 300;
+  for (const double temperature : {0.0, 0.4}) {
+    request.sampling.temperature = temperature;
+    request.sampling.seed = 11;
+    const Answer quick = guessing.ask(request), slow = steady.ask(request);
+    CHECK(quick.tokens == slow.tokens);
+    CHECK(quick.tokens.size() == 300);
+    // What is stopped at a guessed token ends there all the same.
+    Request stopped = request;
+    stopped.sampling.stop = {quick.tokens[150]};
+    CHECK(guessing.ask(stopped).tokens == steady.ask(stopped).tokens);
+  }
+  const EngineStats fast = guessing.engine().stats(), slow = steady.engine().stats();
+  CHECK(slow.drafted_tokens == 0 && fast.accepted_tokens > 100, concat(fast.accepted_tokens, " accepted"));
+  CHECK(fast.accepted_tokens <= fast.drafted_tokens);
+  CHECK(fast.steps + fast.accepted_tokens == slow.steps, concat(fast.steps, " and ", slow.steps));
+  guessing.engine().check_integrity();
+}
+
+TEST("engine: evicted blocks come back from the host's memory, to the tenant they belong to") {
+  const TinyModel model;
+  Bench bench(model, 14, {}, 1, 100);
+  const auto prompt = [](unsigned seed) {
+    Request request;
+    for (unsigned i = 0; i < 100; ++i) request.tokens.push_back((seed * 31 + i * i) % 97);
+    request.salt = "a";
+    return request;
+  };
+  std::vector<Answer> cold;
+  for (unsigned seed = 0; seed < 8; ++seed) cold.push_back(bench.ask(prompt(seed)));
+  CHECK(bench.engine().stats().evictions > 20 && bench.engine().stats().host_blocks > 20);
+  for (unsigned seed = 0; seed < 8; ++seed) {
+    const Answer warm = bench.ask(prompt(seed));
+    CHECK(warm.finish->cached == 96, concat(warm.finish->cached));
+    CHECK(warm.tokens == cold[seed].tokens);
+  }
+  CHECK(bench.engine().stats().host_loads > 20);
+  Request foreign = prompt(3);
+  foreign.salt = "b";
+  CHECK(bench.ask(foreign).finish->cached == 0);
+  bench.engine().check_integrity();
 }
 
 TEST("engine: padded rows are never chosen") {

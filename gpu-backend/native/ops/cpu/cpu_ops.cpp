@@ -55,6 +55,24 @@ void CpuOps::allocate_kv(const AttentionShape& shape, std::size_t blocks) {
   }
 }
 
+void CpuOps::save_block(BlockId block, std::byte* to) {
+  for (std::size_t layer = 0; layer < keys_.size(); ++layer) {
+    std::memcpy(to, keys_[layer].get() + block * key_block_, key_block_ * sizeof(float));
+    to += key_block_ * sizeof(float);
+    std::memcpy(to, values_[layer].get() + block * value_block_, value_block_ * sizeof(float));
+    to += value_block_ * sizeof(float);
+  }
+}
+
+void CpuOps::load_block(BlockId block, const std::byte* from) {
+  for (std::size_t layer = 0; layer < keys_.size(); ++layer) {
+    std::memcpy(keys_[layer].get() + block * key_block_, from, key_block_ * sizeof(float));
+    from += key_block_ * sizeof(float);
+    std::memcpy(values_[layer].get() + block * value_block_, from, value_block_ * sizeof(float));
+    from += value_block_ * sizeof(float);
+  }
+}
+
 void CpuOps::begin(const Batch& batch) {
   batch_ = &batch;
   tiles_.clear();

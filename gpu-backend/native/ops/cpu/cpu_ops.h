@@ -31,6 +31,9 @@ class CpuOps final : public Ops {
   void allocate_kv(const AttentionShape& shape, std::size_t blocks) override;
   [[nodiscard]] std::size_t kv_block_bytes(const AttentionShape& shape) const override;
 
+  void save_block(BlockId block, std::byte* to) override;
+  void load_block(BlockId block, const std::byte* from) override;
+
   void begin(const Batch& batch) override;
   void embed(const Weight& table, float* x) override;
   void rms_norm(const float* x, const Buffer& weight, float eps, std::size_t rows, std::size_t width,

@@ -1,6 +1,6 @@
 /** One attempt to deliver a webhook, signed as Standard Webhooks says: https://www.standardwebhooks.com */
 import { Webhook } from 'standardwebhooks'
-import { isLoopback, refusal } from './callback-url.ts'
+import { isLoopback, refusal } from '../src/callback-url.ts'
 import { retryAfter } from './delivery-schedule.ts'
 
 export interface Message {
@@ -69,9 +69,21 @@ export function makeSigningSecret(): string {
   return `whsec_${btoa(String.fromCharCode(...bytes))}`
 }
 
-/** Locally a network service that reaches public addresses alone stands in for `global_fetch_strictly_public`. */
+/**
+ * A strict site sets EGRESS_PROXY (gateway/local/egress-proxy.ts): it resolves a name once, checks and pins the address.
+ * Otherwise, locally, a network service that reaches public addresses alone stands in for `global_fetch_strictly_public`.
+ */
 function sender(env: Env, url: string): Fetch {
   const { EGRESS } = env as { EGRESS?: Fetcher }
+  if (env.EGRESS_PROXY !== '')
+    return (to, init) => {
+      const headers = {
+        ...(init.headers as Record<string, string>),
+        'x-egress-url': to,
+        authorization: `Bearer ${env.BACKEND_SECRET}`,
+      }
+      return fetch(env.EGRESS_PROXY, { ...init, headers })
+    }
   return EGRESS === undefined || isLoopback(url)
     ? (to, init) => fetch(to, init)
     : (to, init) => EGRESS.fetch(to, init)

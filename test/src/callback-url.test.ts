@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { refusal } from '../../gateway/callback-url.ts'
+import { refusal } from '../../src/callback-url.ts'
 
 const refused = (url: string, environment = 'production') => refusal(url, environment) !== null
 

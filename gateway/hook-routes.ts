@@ -18,7 +18,7 @@ import {
   type Verification,
 } from './hook.ts'
 import { renderRequest } from './hook-request.ts'
-import { chosenEvents, found, jobsOf } from './job-routes.ts'
+import { chosenEvents, found, jobsOf, pageSize } from './job-routes.ts'
 import { model } from './model.ts'
 
 const grace_s_default = 24 * 3600
@@ -66,7 +66,17 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
       created_at: Date.now(),
     }
     await save(c, record)
+    await jobsOf(c.env, c.var.caller.tenantId).addHook(record.id)
     return c.json({ ...view(c, record), ...secretsOf(record) }, 201)
+  })
+  .get('/', async (c) => {
+    const limit = pageSize(c)
+    const ids = await jobsOf(c.env, c.var.caller.tenantId).hooks(c.req.query('cursor') ?? '', limit + 1)
+    const page = ids.slice(0, limit)
+    const next = ids.length > limit ? (page.at(-1) ?? null) : null
+    const records = await Promise.all(page.map((id) => readHook(c.env, id)))
+    const data = records.flatMap((record) => (record === null ? [] : [view(c, record)]))
+    return c.json({ object: 'list', data, next_cursor: next, has_more: next !== null })
   })
   .get('/:id', async (c) => c.json(view(c, await own(c))))
   .patch('/:id', async (c) => {
@@ -94,7 +104,9 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
     return c.json(view(c, after))
   })
   .delete('/:id', async (c) => {
-    await hookOf(c.env, (await own(c)).id).remove()
+    const { id } = await own(c)
+    await hookOf(c.env, id).remove()
+    await jobsOf(c.env, c.var.caller.tenantId).removeHook(id)
     return c.body(null, 204)
   })
   .post('/:id/rotate', async (c) => {

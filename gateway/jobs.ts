@@ -167,6 +167,21 @@ export class Jobs extends DurableObject<Env> {
     return made
   }
 
+  /** The tenant's hooks by id: each is an object of its own, which none could find otherwise. */
+  addHook(id: string): void {
+    this.ctx.storage.kv.put(`hook:${id}`, true)
+  }
+
+  removeHook(id: string): void {
+    this.ctx.storage.kv.delete(`hook:${id}`)
+  }
+
+  hooks(after: string, limit: number): string[] {
+    const prefix = 'hook:'
+    const options = { prefix, limit, ...(after === '' ? {} : { startAfter: prefix + after }) }
+    return [...this.ctx.storage.kv.list(options)].map(([key]) => key.slice(prefix.length))
+  }
+
   override alarm(): void {
     this.#alarmAt = Infinity
     try {

@@ -170,6 +170,10 @@ describe('a hook', () => {
   it('is its tenant’s alone, and refused when its texts or callback are wrong', async () => {
     const [a, b] = await Promise.all([tenant(), tenant()])
     const { id } = await a.hook('github')
+    const listed = async ({ v1 }: typeof a) =>
+      (await (await v1('/hooks')).json<{ data: { id: string }[] }>()).data
+    expect((await listed(a)).map((hook) => hook.id)).toEqual([id])
+    expect(await listed(b)).toEqual([])
     expect((await b.v1(`/hooks/${id}`)).status).toBe(404)
     expect((await b.v1(`/hooks/${id}`, undefined, 'DELETE')).status).toBe(404)
     const fine = { name: 'x', verify: { type: 'token' }, messages: [{ role: 'user', content: 'x' }] }

@@ -121,7 +121,7 @@ export async function aborts(stack: Stack, count: number): Promise<{ aborted: nu
   return { aborted }
 }
 
-export async function idle(stack: Stack, limit_ms = 40_000): Promise<void> {
+export async function idle(stack: Stack, limit_ms = 300_000): Promise<void> {
   const waiting = async (name: string) => (await metric(stack, name)) === 0
   await until(
     'the engine runs nothing',

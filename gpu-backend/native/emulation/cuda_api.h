@@ -70,6 +70,22 @@ T shuffle(const char* name, std::uint32_t mask, T value, std::uint32_t from, con
 
 inline std::uint32_t lane_id() { return self().id % kWarp; }
 
+/** A butterfly over the whole warp. */
+template <class Combine>
+float reduce(float x, Combine, const std::source_location& at = std::source_location::current()) {
+  const auto compute = [](void* const* lanes, std::uint32_t) {
+    float values[kWarp], next[kWarp];
+    for (std::uint32_t i = 0; i < kWarp; ++i) values[i] = *static_cast<float*>(lanes[i]);
+    for (std::uint32_t bits = kWarp / 2; bits > 0; bits /= 2) {
+      for (std::uint32_t i = 0; i < kWarp; ++i) next[i] = Combine()(values[i], values[i ^ bits]);
+      for (std::uint32_t i = 0; i < kWarp; ++i) values[i] = next[i];
+    }
+    for (std::uint32_t i = 0; i < kWarp; ++i) *static_cast<float*>(lanes[i]) = values[i];
+  };
+  collective({"a reduction", 0xffffffff, at, compute}, &x);
+  return x;
+}
+
 inline float bf16_to_float(std::uint32_t bits) { return std::bit_cast<float>(bits << 16); }
 
 struct Mma {

@@ -74,6 +74,10 @@ class CudaOps final : public Ops {
   void allocate_kv(const AttentionShape& shape, std::size_t blocks) override;
   [[nodiscard]] std::size_t kv_block_bytes(const AttentionShape& shape) const override;
 
+  // Of the host tier: a block of every layer, its keys and then its values. Copies from and to pinned memory are quick.
+  void save_block(BlockId block, std::byte* to);
+  void load_block(BlockId block, const std::byte* from);
+
   void begin(const Batch& batch) override;
   void embed(const Weight& table, float* x) override;
   void rms_norm(const float* x, const Buffer& weight, float eps, std::size_t rows, std::size_t width, float* y) override;

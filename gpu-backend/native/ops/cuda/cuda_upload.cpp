@@ -124,6 +124,26 @@ void CudaOps::allocate_kv(const AttentionShape& shape, std::size_t blocks) {
   forget_graphs();
 }
 
+void CudaOps::save_block(BlockId block, std::byte* to) {
+  const std::size_t bytes = kv_block_bytes(shape_) / shape_.layers / 2;
+  for (std::size_t layer = 0; layer < shape_.layers; ++layer)
+    for (const Memory& part : {keys_[layer], values_[layer]}) {
+      copy_to_host(stream_, to, part.get() + block * bytes, bytes);
+      to += bytes;
+    }
+  synchronize(stream_);
+}
+
+void CudaOps::load_block(BlockId block, const std::byte* from) {
+  const std::size_t bytes = kv_block_bytes(shape_) / shape_.layers / 2;
+  for (std::size_t layer = 0; layer < shape_.layers; ++layer)
+    for (const Memory& part : {keys_[layer], values_[layer]}) {
+      copy_to_device(stream_, part.get() + block * bytes, from, bytes);
+      from += bytes;
+    }
+  synchronize(stream_);  // the caller's memory may change after this
+}
+
 /** As the reference does it: the angle is rounded to fp32 before its cosine is taken. */
 void CudaOps::grow_rotations(std::size_t positions) {
   if (positions <= positions_) return;

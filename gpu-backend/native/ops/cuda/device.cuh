@@ -156,16 +156,22 @@ __device__ __forceinline__ void load8(const T* from, float (&to)[8]) {
   }
 }
 
-/** The same for every lane, in one fixed order. */
-__device__ __forceinline__ float warp_sum(float x) {
+/** Combines what the 32 lanes bring, in one fixed order, for every lane: lanes 16 apart first, then 8, 4, 2, 1. */
+template <class Combine>
+__device__ __forceinline__ float warp_reduce(float x, Combine combine) {
+#if defined(__CUDACC__)
 #pragma unroll
-  for (int bits = 16; bits > 0; bits /= 2) x += __shfl_xor_sync(kAllLanes, x, bits);
+  for (int bits = 16; bits > 0; bits /= 2) x = combine(x, __shfl_xor_sync(kAllLanes, x, bits));
   return x;
+#else  // the same tree as one collective: five times fewer switches of fibers
+  return emulation::reduce(x, combine);
+#endif
+}
+__device__ __forceinline__ float warp_sum(float x) {
+  return warp_reduce(x, [](float a, float b) { return a + b; });
 }
 __device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-  for (int bits = 16; bits > 0; bits /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, bits));
-  return x;
+  return warp_reduce(x, [](float a, float b) { return fmaxf(a, b); });
 }
 
 }  // namespace qe::cuda

@@ -7,7 +7,7 @@ import type { Context } from 'hono'
 import { renderChat } from '../src/chat-template.ts'
 import { answer } from './answer.ts'
 import type { AppEnv } from './app-env.ts'
-import * as backend from './backend.ts'
+import { warmPrefix } from './backend.ts'
 import { model, tokenizer } from './model.ts'
 import type { TemplateBody, TemplateMessage } from './template.ts'
 import { fill, parseText } from './template-text.ts'
@@ -22,7 +22,7 @@ export function warm(c: Context<AppEnv>, id: string, template: TemplateBody): vo
   const requestId = `${vars.requestId}-warm`
   const signal = AbortSignal.timeout(patience_ms)
   const work = id.startsWith(published_prefix)
-    ? warmShared(env, requestId, messages, signal)
+    ? warmShared(env, messages, signal)
     : answer(env, executionCtx, {
         requestId,
         caller: vars.caller,
@@ -30,24 +30,19 @@ export function warm(c: Context<AppEnv>, id: string, template: TemplateBody): vo
         signal,
       })
   executionCtx.waitUntil(
-    work.catch((error: unknown) => console.warn(requestId, 'a template was not warmed', error)),
+    work.catch((error: unknown) => console.warn(requestId, 'not warmed:', String(error))),
   )
 }
 
-async function warmShared(env: Env, request_id: string, messages: TemplateMessage[], signal: AbortSignal) {
-  const { tokenIds } = renderChat(tokenizer, messages, {
+async function warmShared(env: Env, messages: TemplateMessage[], signal: AbortSignal) {
+  const text = messages.at(-1)?.content ?? ''
+  const { tokenIds, sharedPrefixTokens } = renderChat(tokenizer, messages, {
     defaultSystem: model.default_system,
     addGenerationPrompt: false,
+    shared: { messages: messages.length - 1, text },
   })
-  const request = {
-    request_id,
-    model: model.id,
-    token_ids: tokenIds,
-    sampling: { max_tokens: 1, temperature: 0 },
-    cache: { salt: '', shared_prefix_tokens: tokenIds.length },
-    priority: -1,
-  }
-  for await (const _ of backend.generate(env, request, signal));
+  const shared = tokenIds.slice(0, sharedPrefixTokens)
+  await warmPrefix(env, { token_ids: shared, salt: '', shared_prefix_tokens: shared.length }, signal)
 }
 
 /** The messages up to the first variable, the last one cut there. */

@@ -17,6 +17,7 @@ describe('wrangler.toml', () => {
       vars: Object.keys(config.vars),
       secrets: config.secrets?.required,
       kv: config.kv_namespaces.map((kv: { binding: string }) => kv.binding),
+      r2: config.r2_buckets.map((bucket: { binding: string }) => bucket.binding),
       objects: config.durable_objects.bindings.map((object: { name: string; class_name: string }) => [
         object.name,
         object.class_name,

@@ -6,6 +6,7 @@ import { auth, scope } from './auth.ts'
 import type { batchView } from './batch.ts'
 import { invalid, parseJson } from './chat-request.ts'
 import { standing } from './count.ts'
+import { limitedBody } from './limited-body.ts'
 import { batchesOf } from './file-routes.ts'
 import { endpointOf, found, pageSize, WebhookFields } from './job-routes.ts'
 
@@ -22,7 +23,7 @@ const NewBatch = z.object({
 const own = (c: Context<AppEnv>) => batchesOf(c.env, c.var.caller.tenantId)
 
 export const batches: Hono<AppEnv> = new Hono<AppEnv>()
-  .use(auth, scope('jobs'), standing)
+  .use(auth, scope('jobs'), standing, limitedBody)
   .post('/', async (c) => {
     const parsed = z.safeParse(NewBatch, parseJson(await c.req.text()))
     if (!parsed.success) throw invalid(parsed.error.issues[0])

@@ -6,6 +6,7 @@ import type { AppEnv } from './app-env.ts'
 import { auth, scope } from './auth.ts'
 import { invalid, parseJson } from './chat-request.ts'
 import { standing } from './count.ts'
+import { limitedBody } from './limited-body.ts'
 import { found, jobsOf, pageSize, seconds } from './job-routes.ts'
 import type { DeliveryRow } from './outbox.ts'
 
@@ -18,7 +19,7 @@ const Replay = z.strictObject({
 })
 
 export const deliveries: Hono<AppEnv> = new Hono<AppEnv>()
-  .use(auth, scope('jobs'), standing)
+  .use(auth, scope('jobs'), standing, limitedBody)
   .get('/', async (c) => {
     const status = c.req.query('status') ?? null
     if (status !== null && !statuses.includes(status))

@@ -8,7 +8,7 @@ import { holding, readHook, type HookRecord } from './hook.ts'
 import { passes, readPayload, renderRequest, type Event } from './hook-request.ts'
 import { eventId, isGenuine } from './hook-verify.ts'
 import { isTerminal, jobView } from './job.ts'
-import { jobsOf, newJobId } from './job-routes.ts'
+import { jobsOf, newJobId, requestText } from './job-routes.ts'
 import { prepare } from './prompt.ts'
 
 const sync_wait_ms = 25_000
@@ -39,7 +39,7 @@ export const inbound = factory.createHandlers(async function inbound(c) {
   const made = await jobs.create({
     id: newJobId(),
     caller: hook.caller,
-    request: JSON.stringify(request),
+    request: requestText(request),
     endpoints:
       hook.callback === null ? [] : [{ ...hook.callback, secrets: holding(hook.signing, Date.now()) }],
     metadata: JSON.stringify(metadata(hook, event)),

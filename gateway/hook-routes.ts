@@ -7,6 +7,7 @@ import { auth, scope } from './auth.ts'
 import { checkCallbackUrl } from './callback-url.ts'
 import { invalid, parseChatRequest, parseJson } from './chat-request.ts'
 import { standing } from './count.ts'
+import { limitedBody } from './limited-body.ts'
 import { makeSigningSecret } from './deliver.ts'
 import {
   holding,
@@ -48,7 +49,7 @@ const Rotate = z.strictObject({
 })
 
 export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
-  .use(auth, scope('hooks'), standing)
+  .use(auth, scope('hooks'), standing, limitedBody)
   .post('/', async (c) => {
     const asked = check(Fields, parseJson(await c.req.text()))
     const { type, secret } = asked.verify

@@ -1,6 +1,5 @@
 /** The edge worker: every route in one table; a request runs along its line from left to right. */
 import { Hono } from 'hono'
-import { bodyLimit } from 'hono/body-limit'
 import { cors } from 'hono/cors'
 import { ApiError } from '../src/errors.ts'
 import { admin, audited } from './admin.ts'
@@ -15,6 +14,7 @@ import { hooks } from './hook-routes.ts'
 import { background, jobs } from './job-routes.ts'
 import { deliveries } from './delivery-routes.ts'
 import { cancelGeneration, events } from './generations.ts'
+import { limitedBody } from './limited-body.ts'
 import { line } from './line.ts'
 import { model } from './model.ts'
 import { prefixes } from './prefixes.ts'
@@ -31,18 +31,6 @@ export { Jobs } from './jobs.ts'
 export { Templates } from './templates.ts'
 export { Registry } from './registry.ts'
 export { Tenant } from './tenant.ts'
-
-const body_bytes_max = 4 * 1024 * 1024
-
-const limitedBody = bodyLimit({
-  maxSize: body_bytes_max,
-  onError: async (c) => {
-    // An answer before the body was read would reset the connection under a client that is still sending.
-    if (c.req.raw.body?.locked === false)
-      await c.req.raw.body.pipeTo(new WritableStream()).catch(() => undefined)
-    throw new ApiError('body_too_large', 'The body is larger than 4 MB.')
-  },
-})
 
 const exposed = [
   'x-request-id',

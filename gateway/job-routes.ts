@@ -7,6 +7,7 @@ import { auth, scope } from './auth.ts'
 import { checkCallbackUrl } from './callback-url.ts'
 import { invalid, parseJson } from './chat-request.ts'
 import { standing } from './count.ts'
+import { limitedBody } from './limited-body.ts'
 import { events, isTerminal, jobView, type Endpoint, type JobEvent } from './job.ts'
 import { prepare } from './prompt.ts'
 
@@ -52,7 +53,7 @@ export const background = factory.createMiddleware(async function background(c, 
 })
 
 export const jobs: Hono<AppEnv> = new Hono<AppEnv>()
-  .use(auth, scope('jobs'), standing)
+  .use(auth, scope('jobs'), standing, limitedBody)
   .post('/', async (c) => {
     const parsed = z.safeParse(NewJob, parseJson(await c.req.text()))
     if (!parsed.success) throw invalid(parsed.error.issues[0])
@@ -98,12 +99,7 @@ async function accept(
 ) {
   const { caller } = c.var
   await prepare(c.env, caller, request)
-  const text = JSON.stringify(request)
-  if (new TextEncoder().encode(text).byteLength > request_bytes_max)
-    throw new ApiError(
-      'body_too_large',
-      "A job's request may have 1 MB; send larger ones to /v1/chat/completions.",
-    )
+  const text = requestText(request)
   const metadata = webhook.metadata === undefined ? null : JSON.stringify(webhook.metadata)
   if ((metadata ?? '').length > metadata_chars_max)
     throw new ApiError('invalid_value', `'metadata' is larger than ${metadata_chars_max} characters.`, {
@@ -120,6 +116,16 @@ async function accept(
   })
   const signing_secret = endpoint === null ? {} : { signing_secret: endpoint.secrets[0] }
   return c.json({ id, object: 'job', status, ...signing_secret }, 202)
+}
+
+export function requestText(request: Record<string, unknown>): string {
+  const text = JSON.stringify(request)
+  if (new TextEncoder().encode(text).byteLength > request_bytes_max)
+    throw new ApiError(
+      'body_too_large',
+      "A job's request may have 1 MB; send larger ones to /v1/chat/completions.",
+    )
+  return text
 }
 
 export async function endpointOf(

@@ -33,7 +33,7 @@ export type AttemptRow = {
 /** At most this many at once, all together and to one endpoint: a receiver that hangs leaves room for the others. */
 const in_flight_max = 5
 const in_flight_per_endpoint_max = 3
-const due_rows = 100
+const due_rows = 20
 const dead_kept_ms = 30 * 24 * 3_600_000
 
 export class Outbox {

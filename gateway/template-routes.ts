@@ -9,6 +9,7 @@ import type { AppEnv } from './app-env.ts'
 import { auth, scope } from './auth.ts'
 import { invalid, parseJson } from './chat-request.ts'
 import { standing } from './count.ts'
+import { limitedBody } from './limited-body.ts'
 import { parseTemplate, type TemplateBody } from './template.ts'
 import { differences } from './template-diff.ts'
 import { published_prefix, templatesOf } from './template-use.ts'
@@ -113,14 +114,16 @@ function routes(
     })
 }
 
-export const templates: Hono<AppEnv> = new Hono<AppEnv>().use(auth, scope('templates'), standing).route(
-  '/',
-  routes(
-    'tpl_',
-    (c, id) => templatesOf(c.env, c.var.caller.tenantId, id),
-    (c) => templatesOf(c.env, c.var.caller.tenantId, ''),
-  ),
-)
+export const templates: Hono<AppEnv> = new Hono<AppEnv>()
+  .use(auth, scope('templates'), standing, limitedBody)
+  .route(
+    '/',
+    routes(
+      'tpl_',
+      (c, id) => templatesOf(c.env, c.var.caller.tenantId, id),
+      (c) => templatesOf(c.env, c.var.caller.tenantId, ''),
+    ),
+  )
 
 const operators = (c: Context<AppEnv>) => templatesOf(c.env, '', published_prefix)
 

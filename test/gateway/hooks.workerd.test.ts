@@ -177,6 +177,7 @@ describe('a hook', () => {
     expect((await b.v1(`/hooks/${id}`)).status).toBe(404)
     expect((await b.v1(`/hooks/${id}`, undefined, 'DELETE')).status).toBe(404)
     const fine = { name: 'x', verify: { type: 'token' }, messages: [{ role: 'user', content: 'x' }] }
+    expect((await a.v1('/hooks', { ...fine, name: 'x'.repeat(5_000_000) })).status).toBe(413)
     for (const bad of [
       { ...fine, messages: [{ role: 'user', content: '{{payload' }] },
       { ...fine, messages: undefined },

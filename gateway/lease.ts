@@ -44,10 +44,10 @@ interface Local {
 
 const tenants = new Map<string, Local>()
 
-type Object = DurableObjectStub<Tenant>
+type TenantStub = DurableObjectStub<Tenant>
 
 /** Counts one request, from a lease where there is one. */
-export async function countRequest(tenantId: string, tenant: Object, use: Use): Promise<CountResult> {
+export async function countRequest(tenantId: string, tenant: TenantStub, use: Use): Promise<CountResult> {
   const local = localOf(tenantId)
   const now_ms = Date.now()
   const scope = `${use.key_id} ${use.model}`
@@ -60,19 +60,27 @@ export async function countRequest(tenantId: string, tenant: Object, use: Use): 
   if (held !== undefined) retire(local, scope, held)
   const wanted = noteDemand(local, scope, now_ms)
   const returned = local.returned.splice(0)
-  const counted = await tenant.count(use, wanted, returned)
+  let counted: CountResult
+  try {
+    counted = await tenant.count(use, wanted, returned)
+  } catch (error) {
+    localOf(tenantId).returned.push(...returned)
+    throw error
+  }
   if (counted.standing !== 'active' || counted.lease === null) return counted
+  // The report may have put the old one away in the meantime.
+  const here = localOf(tenantId)
   const { id, units } = counted.lease
-  const other = local.leases.get(scope)
-  if (other !== undefined) retire(local, scope, other)
-  local.leases.set(scope, { id, units, used: 0, until_ms: now_ms + lease_ms, snapshot: counted.snapshot })
+  const other = here.leases.get(scope)
+  if (other !== undefined) retire(here, scope, other)
+  here.leases.set(scope, { id, units, used: 0, until_ms: now_ms + lease_ms, snapshot: counted.snapshot })
   return counted
 }
 
 /** Notes an answered request for the usage report, and sees that one will be sent. */
 export function noteRequest(
   tenantId: string,
-  tenant: Object,
+  tenant: TenantStub,
   use: Use,
   hit: boolean,
   defer: (work: Promise<unknown>) => void,
@@ -87,7 +95,7 @@ export function noteRequest(
   defer(report(tenantId, tenant, local))
 }
 
-async function report(tenantId: string, tenant: Object, local: Local): Promise<void> {
+async function report(tenantId: string, tenant: TenantStub, local: Local): Promise<void> {
   for (;;) {
     await scheduler.wait(report_ms)
     const now_ms = Date.now()

@@ -6,13 +6,13 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { freePort } from '../e2e/stack.ts'
 import { startGateways, startProgram, type Gateways } from './_gateways.ts'
-import { Connection, request } from './_load.ts'
+import { Connection, load, request } from './_load.ts'
 import type { BenchOptions, BenchResult } from './main.ts'
 
 const window_ms = 60_000
-/** Answers reach us a little later than they were counted. */
-const blur_ms = 50
-const requests_per_minute = 240
+/** More than a busy machine can serve at 5 times would measure its queues. */
+const in_flight_max = 200
+const requests_per_minute = 120
 const generations_per_minute = 60
 const hold_ms = 20
 
@@ -37,12 +37,11 @@ export async function run({ quick }: BenchOptions): Promise<BenchResult[]> {
   const gateways = await startGateways(4, `http://127.0.0.1:${upstream}`)
   try {
     const rounds = quick ? 50 : 1000
-    const results = await Promise.all([
-      threeOfFive(gateways, 'concurrent', rounds),
-      threeOfFive(gateways, 'requests_per_minute', rounds),
-      atLoads(gateways, quick ? 70 : 130),
-    ])
-    return results.flat()
+    const exact = [
+      ...(await threeOfFive(gateways, 'concurrent', rounds)),
+      ...(await threeOfFive(gateways, 'requests_per_minute', rounds)),
+    ]
+    return [...exact, ...(await atLoads(gateways, quick ? 1 : 2))]
   } finally {
     await gateways.stop()
     await stopUpstream()
@@ -69,10 +68,12 @@ async function threeOfFive(
   return [{ name: `5 at once, ${limit} 3: exactly 3`, value: exact / rounds, unit: `of ${rounds}`, goal: 1 }]
 }
 
-async function atLoads(gateways: Gateways, seconds: number): Promise<BenchResult[]> {
+async function atLoads(gateways: Gateways, minutes: number): Promise<BenchResult[]> {
   const cases = [1, 4].flatMap((count) =>
     ['requests', 'tokens'].flatMap((kind) => [0.9, 1, 2, 5].map((times) => ({ count, kind, times }))),
   )
+  // A service is loaded with its first request.
+  for (const port of gateways.ports) await load({ ...warm, port, headers: await bearer(gateways) }, 2, 2)
   const results = await Promise.all(
     cases.map(async ({ count, kind, times }, at): Promise<BenchResult[]> => {
       // So that they do not all begin in the same instant.
@@ -88,16 +89,27 @@ async function atLoads(gateways: Gateways, seconds: number): Promise<BenchResult
         gateways.ports.slice(0, count),
         bytes,
         limit * times,
-        seconds,
+        minutes * 60,
       )
-      const most = mostInAWindow(admitted) / limit
-      const last = admitted.filter((at) => at > seconds * 1000 - window_ms).length / limit
+      const most = mostInAMinute(admitted) / limit
       const name = `${kind} ${times}x, ${count} gateway${count > 1 ? 's' : ''}`
       const rows: BenchResult[] = [
-        { name: `${name}: most in a minute`, value: most, unit: 'of the limit' },
+        {
+          name: `${name}: most in a minute`,
+          value: most,
+          unit: 'of the limit',
+          peer: 'the limit',
+          ratio: 1 / most,
+          goal: 1,
+        },
         times < 1
           ? { name: `${name}: refused`, value: refused, unit: 'requests' }
-          : { name: `${name}: in the last minute`, value: last, unit: 'of the limit', goal: 0.95 },
+          : {
+              name: `${name}: admitted`,
+              value: admitted.length / limit / minutes,
+              unit: 'of the limit',
+              goal: 0.95,
+            },
       ]
       if (failed > 0) rows.push({ name: `${name}: failed`, value: failed, unit: 'requests' })
       return rows
@@ -106,6 +118,9 @@ async function atLoads(gateways: Gateways, seconds: number): Promise<BenchResult
   return results.flat()
 }
 
+const warm = { path: '/v1/chat/completions', body: body(16) }
+const bearer = async ({ newKey }: Gateways) => ({ authorization: `Bearer ${await newKey({})}` })
+
 async function promptTokens({ ports, newKey }: Gateways): Promise<number> {
   const connection = new Connection(ports[0] ?? 0)
   const { text } = await connection.exchange(ask(await newKey({}), 16, true))
@@ -113,16 +128,24 @@ async function promptTokens({ ports, newKey }: Gateways): Promise<number> {
   return Number(/"prompt_tokens":(\d+)/.exec(text)?.[1])
 }
 
-/** Evenly, whatever the answers; gives when the admitted ones were answered. */
+interface Answered {
+  sent_ms: number
+  answered_ms: number
+}
+
+/** Evenly, whatever the answers. */
 async function pace(ports: number[], bytes: Buffer, per_minute: number, seconds: number) {
   const idle = ports.map(() => [] as Connection[])
-  const admitted: number[] = []
-  let [refused, failed] = [0, 0]
+  const admitted: Answered[] = []
+  let [refused, failed, inFlight] = [0, 0, 0]
   const started = performance.now()
   const pending: Promise<void>[] = []
   async function one(connection: Connection, at: number): Promise<void> {
+    inFlight++
+    const sent_ms = performance.now()
     const { status } = await connection.exchange(bytes).catch(() => ({ status: 0 }))
-    if (status === 200) admitted.push(performance.now() - started)
+    inFlight--
+    if (status === 200) admitted.push({ sent_ms, answered_ms: performance.now() })
     else if (status === 429) refused++
     else failed++
     if (status !== 0) idle[at]?.push(connection)
@@ -132,20 +155,19 @@ async function pace(ports: number[], bytes: Buffer, per_minute: number, seconds:
     const early = due - performance.now()
     if (early > 1) await sleep(early)
     const at = sent % ports.length
+    if (inFlight > in_flight_max) throw new Error('this machine is too busy: it falls behind the load')
     const kept = idle[at]?.pop()
     const connection = kept?.open === true ? kept : new Connection(ports[at] ?? 0)
     pending.push(one(connection, at))
   }
   await Promise.all(pending)
   for (const connection of idle.flat()) connection.close()
-  return { admitted: admitted.toSorted((a, b) => a - b), refused, failed }
+  return { admitted, refused, failed }
 }
 
-function mostInAWindow(times: number[]): number {
-  let [most, first] = [0, 0]
-  for (const [last, at] of times.entries()) {
-    while ((times[first] ?? at) <= at - (window_ms - blur_ms)) first++
-    most = Math.max(most, last - first + 1)
-  }
-  return most
+/** Decided between sending and answer: only what has both in one minute is known to have been admitted within one. */
+function mostInAMinute(admitted: Answered[]): number {
+  const within = ({ sent_ms }: Answered) =>
+    admitted.filter((other) => other.sent_ms >= sent_ms && other.answered_ms <= sent_ms + window_ms).length
+  return Math.max(0, ...admitted.map(within))
 }

@@ -1,6 +1,6 @@
 /** The whole surface of the native addon (native/addon); engine.ts is the only user. */
 import { createRequire } from 'node:module'
-import { existsSync } from 'node:fs'
+import { existsSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 
 /** One tensor as a safetensors header describes it; native code checks every number again. */
@@ -184,11 +184,12 @@ export interface NativeAddon {
 
 let loaded: NativeAddon | undefined
 
-/** Throws when the addon was not built. */
+/** Of the builds with CUDA and without that are there, the later one. Throws when the addon was not built. */
 export function loadAddon(): NativeAddon {
-  const [path = ''] = ['build-cuda', 'build']
+  const [path] = ['build', 'build-cuda']
     .map((folder) => join(import.meta.dirname, 'native', folder, 'qwen2_edge.node'))
-    .filter((file, last) => last === 1 || (process.env['DEVICE'] !== 'cpu' && existsSync(file)))
-  if (!existsSync(path)) throw new Error(`${path} is missing: run \`npm run build:native\``)
+    .filter((file) => existsSync(file))
+    .toSorted((a, b) => statSync(b).mtimeMs - statSync(a).mtimeMs)
+  if (path === undefined) throw new Error('the native engine is missing: run `npm run build:native`')
   return (loaded ??= createRequire(import.meta.url)(path) as NativeAddon)
 }

@@ -1,0 +1,210 @@
+// The whole engine on CUDA: the same model, scheduler and prefix cache as on the CPU, token for token; and its modes.
+
+#include <algorithm>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+
+#include "cuda_device.h"
+#include "cuda_fixture.h"
+#include "engine/engine.h"
+#include "ops/cpu/cpu_ops.h"
+#include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/open.h"
+#include "tiny_model.h"
+
+namespace {
+
+using namespace qe;
+using cuda::CudaOps;
+using cuda::CudaOptions;
+using Precision = CudaOptions::Precision;
+using Tokens = std::vector<TokenId>;
+
+SchedulerLimits limits() {
+  SchedulerLimits limits;
+  limits.chunk = 40, limits.chunk_beside = 8, limits.batch = 8;
+  return limits;
+}
+
+/** An engine and its answers. */
+class Running {
+ public:
+  template <class Model>
+  Running(const Model& model, std::unique_ptr<Ops> ops, std::size_t blocks = 64) {
+    AttentionShape shape;
+    shape.layers = model.config.layers, shape.kv_heads = model.config.kv_heads, shape.head_dim = model.config.head_dim;
+    EngineOptions options;
+    options.kv_bytes = blocks * ops->kv_block_bytes(shape);
+    options.limits = limits();
+    options.check_when_idle = true;
+    engine_ = std::make_unique<Engine>(std::move(ops), model.config, model.open(), options, [this](std::vector<Event>&& events) {
+      const std::scoped_lock lock(mutex_);
+      for (const Event& event : events) {
+        if (const auto* token = std::get_if<TokenEvent>(&event)) answers_[token->handle].push_back(token->sampled.token);
+        if (const auto* finish = std::get_if<FinishEvent>(&event)) ends_[finish->handle] = "";
+        if (const auto* failure = std::get_if<FailureEvent>(&event)) ends_[failure->handle] = failure->message;
+      }
+      changed_.notify_all();
+    });
+  }
+
+  Engine& engine() { return *engine_; }
+
+  std::vector<Tokens> answers(const std::vector<Request>& requests) {
+    std::vector<std::uint32_t> handles;
+    for (const Request& request : requests) handles.push_back(engine_->submit(request));
+    std::vector<Tokens> all;
+    std::unique_lock lock(mutex_);
+    for (const std::uint32_t handle : handles) {
+      changed_.wait(lock, [&] { return ends_.contains(handle); });
+      CHECK(ends_[handle].empty(), ends_[handle]);
+      all.push_back(answers_[handle]);
+    }
+    return all;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<std::uint32_t, Tokens> answers_;
+  std::map<std::uint32_t, std::string> ends_;
+  std::unique_ptr<Engine> engine_;
+};
+
+std::unique_ptr<Ops> on_cuda(Precision precision, bool deterministic = false, bool graphs = true) {
+  return std::make_unique<CudaOps>(CudaOptions{precision, deterministic, graphs, std::max(limits().chunk, limits().batch + limits().chunk_beside)});
+}
+std::unique_ptr<Ops> on_cpu() { return std::make_unique<cpu::CpuOps>(1); }
+
+/** Prompts of these lengths, some sharing their beginning, greedy or sampled. */
+std::vector<Request> requests(std::size_t vocab, std::initializer_list<std::size_t> lengths, std::size_t answer) {
+  std::vector<Request> all;
+  for (const std::size_t length : lengths) {
+    Request request;
+    for (std::size_t i = 0; i < length; ++i) request.tokens.push_back(static_cast<TokenId>((i * 37 + (i > 18 ? length : 0) + 5) % vocab));
+    request.sampling.max_tokens = answer;
+    if (all.size() % 3 == 2) request.sampling.temperature = 0.9, request.sampling.top_k = 20, request.sampling.seed = length;
+    all.push_back(std::move(request));
+  }
+  return all;
+}
+
+TEST("cuda engine: answers token for token as the CPU's, batched, chunked, cached, with and without graphs") {
+  const TinyModel model;
+  const auto asked = requests(model.config.tokenizer_vocab, {1, 16, 17, 45, 33}, 6);
+  Running reference(model, on_cpu());
+  const auto want = reference.answers(asked);
+  for (const bool graphs : {false, true}) {
+    Running running(model, on_cuda(Precision::f32, false, graphs));
+    CHECK(running.answers(asked) == want);
+    CHECK(running.answers(asked) == want);  // now with every prefix cached
+    CHECK(running.engine().stats().prefix_hits > 0);
+    running.engine().check_integrity();
+    const auto& ops = dynamic_cast<const CudaOps&>(running.engine().ops());
+    CHECK(graphs == (ops.graphs() > 0));
+  }
+}
+
+TEST("cuda engine: a model in bf16 answers token for token as the CPU's") {
+  const FolderModel model(QE_ROOT "/test/golden/engine/dense-gqa-tied");
+  const auto asked = requests(model.config.tokenizer_vocab, {1, 16, 37}, 6);
+  Running reference(model, on_cpu()), running(model, on_cuda(Precision::f32));
+  CHECK(running.answers(asked) == reference.answers(asked));
+}
+
+std::vector<double> probabilities(std::span<const float> logits) {
+  const double top = double{*std::ranges::max_element(logits)};
+  std::vector<double> all;
+  double total = 0;
+  for (const float logit : logits) total += std::exp(double{logit} - top);
+  for (const float logit : logits) all.push_back(std::exp(double{logit} - top) / total);
+  return all;
+}
+
+TEST("cuda engine: served precision stays within a small divergence of fp32") {
+  const FolderModel model(QE_ROOT "/test/golden/engine/dense-gqa-tied");
+  const Tokens prompt = requests(model.config.vocab, {50}, 1).front().tokens;
+  Running reference(model, on_cpu());
+  const auto want = reference.engine().logits(prompt, 64);
+  for (const bool deterministic : {false, true}) {
+    Running running(model, on_cuda(Precision::bf16, deterministic));
+    const auto got = running.engine().logits(prompt, 20);
+    double worst = 0;
+    std::size_t agreed = 0;
+    for (std::size_t row = 0; row < prompt.size(); ++row) {
+      const auto p = std::span(want).subspan(row * model.config.vocab, model.config.vocab);
+      const auto q = std::span(got).subspan(row * model.config.vocab, model.config.vocab);
+      const auto a = probabilities(p), b = probabilities(q);
+      double divergence = 0;
+      for (std::size_t i = 0; i < a.size(); ++i) divergence += a[i] * std::log(a[i] / b[i]);
+      worst = std::max(worst, divergence);
+      agreed += std::ranges::max_element(p) - p.begin() == std::ranges::max_element(q) - q.begin();
+    }
+    CHECK(worst < 1e-2 && agreed >= prompt.size() - 2, concat("divergence ", worst, ", top-1 ", agreed, " of ", prompt.size()));
+  }
+}
+
+TEST("cuda engine: deterministic mode gives the same bits however the prompt is cut") {
+  const FolderModel model(QE_ROOT "/test/golden/engine/dense-gqa-tied");
+  const Tokens prompt = requests(model.config.vocab, {21}, 1).front().tokens;
+  Running running(model, on_cuda(Precision::bf16, true));
+  const auto whole = running.engine().logits(prompt, 40);
+  for (const std::size_t chunk : {1, 7, 16}) CHECK(device::same_bits(running.engine().logits(prompt, chunk), whole), concat("chunks of ", chunk));
+}
+
+TEST("cuda engine: deterministic mode answers the same alone, batched and cached") {
+  const FolderModel model(QE_ROOT "/test/golden/engine/dense-gqa-tied");
+  const auto asked = requests(model.config.vocab, {5, 33, 35}, 5);
+  Running running(model, on_cuda(Precision::bf16, true));
+  const auto together = running.answers(asked);
+  for (std::size_t i = 0; i < asked.size(); ++i) CHECK(running.answers({asked[i]}).front() == together[i], concat("request ", i));
+  CHECK(running.engine().stats().prefix_hits > 0);
+  for (std::size_t i = 0; i < asked.size(); ++i) {
+    Running fresh(model, on_cuda(Precision::bf16, true));
+    CHECK(fresh.answers({asked[i]}).front() == together[i], concat("request ", i, " in a new engine"));
+  }
+}
+
+TEST("cuda engine: steps of one shape share a graph, and a graph's stale indices never show") {
+  const TinyModel model(3);
+  Running running(model, on_cuda(Precision::f32));
+  const auto asked = requests(model.config.tokenizer_vocab, {3, 4, 5, 6, 7}, 20);
+  Running reference(model, on_cpu());
+  const auto want = reference.answers(asked);
+  for (std::size_t i = 0; i < asked.size(); ++i) CHECK(running.answers({asked[i]}).front() == want[i]);
+  CHECK(dynamic_cast<const CudaOps&>(running.engine().ops()).graphs() == 1);
+  CHECK(running.answers(asked) == want);
+}
+
+TEST("cuda: a block saved to the host comes back to another block, whole and alone") {
+  for (const Precision precision : {Precision::bf16, Precision::f32}) {
+    CudaOps ops({precision, false, true, 0});
+    AttentionShape shape;
+    shape.layers = 3, shape.heads = 4, shape.kv_heads = 2, shape.head_dim = 16;
+    ops.allocate_kv(shape, 3);
+    std::vector<std::byte> data(ops.kv_block_bytes(shape)), seen(data.size()), other(data.size());
+    for (std::size_t i = 0; i < data.size(); ++i) data[i] = static_cast<std::byte>(i * 7);
+    ops.load_block(1, data.data());
+    ops.save_block(1, seen.data());
+    CHECK(seen == data);
+    for (const BlockId neighbour : {0u, 2u}) {
+      ops.save_block(neighbour, other.data());
+      CHECK(std::ranges::all_of(other, [](std::byte byte) { return byte == std::byte{0}; }));
+    }
+    ops.load_block(2, seen.data());
+    ops.save_block(2, other.data());
+    CHECK(other == data);
+  }
+}
+
+TEST("cuda: what a GPU cannot hold is refused with the numbers, before anything is loaded") {
+  CHECK_THROWS("free; the weights take 900 GB", cuda::open({false, 0, 900'000'000'000, 0}));
+  CHECK_THROWS("keys and values 40 GB", cuda::open({false, 0, 1000, 40'000'000'000}));
+  CHECK(cuda::open({false, 0, 1000, 0}).kv_bytes > 1'000'000'000);
+  AttentionShape shape;
+  shape.layers = 1, shape.heads = 4, shape.kv_heads = 2, shape.head_dim = 20;
+  CHECK_THROWS("a multiple of 8", CudaOps({Precision::bf16, false, true, 0}).allocate_kv(shape, 4));
+}
+
+}  // namespace

@@ -89,7 +89,7 @@ std::vector<std::uint32_t> Checkpoint::words(const std::string& name, const std:
   const MappedFile& file = files_[entry.file];
   if (entry.dtype != "I32") refuse(file.path(), name, concat("has dtype ", entry.dtype, "; I32 is wanted"));
   std::vector<std::uint32_t> words((entry.end - entry.begin) / sizeof(std::uint32_t));
-  std::memcpy(words.data(), file.data() + entry.begin, words.size() * sizeof(std::uint32_t));
+  if (!words.empty()) std::memcpy(words.data(), file.data() + entry.begin, words.size() * sizeof(std::uint32_t));
   return words;
 }
 

@@ -18,8 +18,6 @@
 
 #include "base/error.h"
 #include "checkpoint/int4.h"
-#include "model/qwen2.h"
-#include "ops/cpu/cpu_ops.h"
 
 namespace {
 
@@ -123,22 +121,23 @@ class Fuzzer {
   std::mt19937_64 random_;
 };
 
+/** Everything that was read, so that no compiler leaves a read out. */
+volatile unsigned sink = 0;
+
 /** @returns whether it was accepted */
 bool try_case(const Case& tried, const std::string& weights) {
   try {
     const Checkpoint checkpoint({weights}, tried.table);
-    cpu::CpuOps ops(1);
+    unsigned read = 0;
     for (const TableEntry& entry : tried.table) {
       const std::vector<std::size_t> shape(entry.shape.begin(), entry.shape.end());
       try {
         if (entry.dtype == "I32") {
-          std::uint32_t all = 0;
-          for (const std::uint32_t word : checkpoint.words(entry.name, shape)) all ^= word;
-          static_cast<volatile void>(all);
+          for (const std::uint32_t word : checkpoint.words(entry.name, shape)) read ^= word;
         } else {
           const TensorView view = checkpoint.tensor(entry.name, shape);
-          if (shape.size() == 1) ops.upload_vector(view);
-          if (shape.size() == 2 && shape[1] > 0) ops.upload_int8(view);
+          const std::vector<std::byte> copy(view.data, view.data + view.bytes());
+          for (const std::byte byte : copy) read ^= static_cast<unsigned>(byte);
         }
       } catch (const Error&) {
       }
@@ -149,6 +148,7 @@ bool try_case(const Case& tried, const std::string& weights) {
       } catch (const Error&) {
       }
     }
+    sink = read;
     return true;
   } catch (const Error& error) {
     if (std::string(error.what()).find('\n') != std::string::npos) throw std::runtime_error("more than one line");

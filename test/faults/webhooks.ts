@@ -166,8 +166,11 @@ async function faultyReceiver(client: Client, scale: number, tell: Tell) {
 const planned_s = [0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400]
 
 async function ended(client: Client, jobs: readonly { id: string }[]): Promise<boolean> {
-  const last = await client.json<{ status: string }>(`/jobs/${jobs.at(-1)?.id}?wait=10`)
-  return last.status === 'completed'
+  for (const { id } of jobs) {
+    const { status } = await client.json<{ status: string }>(`/jobs/${id}?wait=10`)
+    if (status !== 'completed') return false
+  }
+  return true
 }
 
 async function signatures(client: Client, scale: number, tell: Tell) {

@@ -21,7 +21,7 @@ it('finds every package that the backend imports among the dependencies', () => 
   const imported = new Set<string>()
   for (const source of sources)
     for (const [, name] of readFileSync(join(root, source), 'utf8').matchAll(
-      /(?:from|import)[ (]'((?:@[\w-]+\/)?[\w-]+)[^']*'/g,
+      /(?:from|import)[ (]'((?:@[\w-]+\/)?\w[\w.-]*)[^']*'/g,
     ))
       if (name !== undefined && name !== 'node') imported.add(name)
   expect(imported.size).toBeGreaterThan(4)

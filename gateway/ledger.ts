@@ -37,6 +37,8 @@ export class Ledger {
   readonly #meters = new Map<string, Meter>()
   readonly #changed = new Set<string>()
   readonly #open = new Map<string, Open>()
+  /** Reservations that storage has; most end before they are ever written. */
+  readonly #saved = new Set<string>()
   /** Reservations made and ended since the last write. */
   readonly #unsaved = new Set<string>()
   readonly #leases = new Map<string, Lease>()
@@ -47,7 +49,9 @@ export class Ledger {
   constructor(storage: DurableObjectStorage) {
     this.#storage = storage
     for (const [name, open] of storage.kv.list<Open>({ prefix: 'open:' })) {
-      this.#open.set(name.slice('open:'.length), open)
+      const id = name.slice('open:'.length)
+      this.#open.set(id, open)
+      this.#saved.add(id)
       for (const { id } of open.reservation.held) this.meter(id).running++
     }
   }
@@ -154,8 +158,10 @@ export class Ledger {
     for (const id of this.#changed) kv.put(`meter:${id}`, this.meter(id).state())
     for (const id of this.#unsaved) {
       const open = this.#open.get(id)
-      if (open === undefined) kv.delete(`open:${id}`)
-      else kv.put(`open:${id}`, open)
+      if (open !== undefined) {
+        kv.put(`open:${id}`, open)
+        this.#saved.add(id)
+      } else if (this.#saved.delete(id)) kv.delete(`open:${id}`)
     }
     this.#changed.clear()
     this.#unsaved.clear()

@@ -75,8 +75,8 @@ class CudaOps final : public Ops {
   [[nodiscard]] std::size_t kv_block_bytes(const AttentionShape& shape) const override;
 
   // Of the host tier: a block of every layer, its keys and then its values. Copies from and to pinned memory are quick.
-  void save_block(BlockId block, std::byte* to);
-  void load_block(BlockId block, const std::byte* from);
+  void save_block(BlockId block, std::byte* to) override;
+  void load_block(BlockId block, const std::byte* from) override;
 
   void begin(const Batch& batch) override;
   void embed(const Weight& table, float* x) override;

@@ -1,9 +1,9 @@
 import { createFactory } from 'hono/factory'
-import type { AnswerForm } from './answer-form.ts'
-import type { Caller } from './identify.ts'
-import type { ChatRequest } from './chat-request.ts'
-import type { Prompt } from './prompt.ts'
-import type { CachePlan } from './result-cache.ts'
+import type { AnswerForm } from './chat/answer-form.ts'
+import type { Caller } from './keys/identify.ts'
+import type { ChatRequest } from './chat/chat-request.ts'
+import type { Prompt } from './chat/prompt.ts'
+import type { CachePlan } from './cache/result-cache.ts'
 
 export interface AppEnv {
   Bindings: Env

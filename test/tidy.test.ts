@@ -45,7 +45,7 @@ describe('the dependency rules fire on a planted violation', () => {
     ],
     [
       'src/planted.ts',
-      "import { count } from '../gateway/count.ts'\nexport const x = count\n",
+      "import { count } from '../gateway/limits/count.ts'\nexport const x = count\n",
       'no-restricted-imports',
     ],
     [
@@ -55,7 +55,7 @@ describe('the dependency rules fire on a planted violation', () => {
     ],
     [
       'gpu-backend/planted.ts',
-      "import { count } from '../gateway/count.ts'\nexport const x = count\n",
+      "import { count } from '../gateway/limits/count.ts'\nexport const x = count\n",
       'no-restricted-imports',
     ],
     [

@@ -3,12 +3,12 @@
  * admission, and a proxy that passes a stream on unread.
  */
 import { Hono } from 'hono'
-import { form } from '../../gateway/answer-form.ts'
+import { form } from '../../gateway/chat/answer-form.ts'
 import type { AppEnv } from '../../gateway/app-env.ts'
-import { chat } from '../../gateway/chat.ts'
+import { chat } from '../../gateway/chat/chat.ts'
 import edge from '../../gateway/index.ts'
-import { prompt } from '../../gateway/prompt.ts'
-import { cache } from '../../gateway/result-cache.ts'
+import { prompt } from '../../gateway/chat/prompt.ts'
+import { cache } from '../../gateway/cache/result-cache.ts'
 
 export * from '../../gateway/index.ts'
 

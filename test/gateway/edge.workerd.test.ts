@@ -1,7 +1,7 @@
 import { env, exports } from 'cloudflare:workers'
 import { describe, expect, it } from 'vitest'
 import { makeKey } from '../../src/keys.ts'
-import { identify } from '../../gateway/identify.ts'
+import { identify } from '../../gateway/keys/identify.ts'
 
 const fetchEdge = (path: string, init: RequestInit = {}) =>
   exports.default.fetch(new Request(`http://edge${path}`, init))

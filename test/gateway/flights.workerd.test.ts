@@ -1,7 +1,7 @@
 import { env } from 'cloudflare:workers'
 import { abortAllDurableObjects } from 'cloudflare:test'
 import { afterEach, describe, expect, it } from 'vitest'
-import { flight_objects, flightsOf } from '../../gateway/flight-names.ts'
+import { flight_objects, flightsOf } from '../../gateway/flights/flight-names.ts'
 import { ask, fetchEdge, newTenant, post, question, read } from './edge-client.ts'
 import { idsOf, saying, scriptedBackend, type Run, type ScriptedBackend } from './scripted-backend.ts'
 

@@ -1,7 +1,7 @@
 import { env, exports } from 'cloudflare:workers'
 import { Webhook } from 'standardwebhooks'
 import { describe, expect, it } from 'vitest'
-import { hmacHex } from '../../gateway/hook-verify.ts'
+import { hmacHex } from '../../gateway/hooks/hook-verify.ts'
 
 type Made = {
   id: string

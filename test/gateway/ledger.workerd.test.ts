@@ -1,10 +1,10 @@
 import { env } from 'cloudflare:workers'
 import { runInDurableObject } from 'cloudflare:test'
 import { expect, it } from 'vitest'
-import { identify } from '../../gateway/identify.ts'
-import { Ledger } from '../../gateway/ledger.ts'
-import { countRequest, unlimited } from '../../gateway/limits.ts'
-import { parsePrices, UsageBook } from '../../gateway/usage-book.ts'
+import { identify } from '../../gateway/keys/identify.ts'
+import { Ledger } from '../../gateway/limits/ledger.ts'
+import { countRequest, unlimited } from '../../gateway/limits/limits.ts'
+import { parsePrices, UsageBook } from '../../gateway/limits/usage-book.ts'
 import { makeKey } from '../../src/keys.ts'
 
 const inObject = <T>(name: string, work: (storage: DurableObjectStorage) => T) =>

@@ -12,7 +12,7 @@ import {
   type Limits,
   type Reservation,
   type Scope,
-} from '../../gateway/limits.ts'
+} from '../../gateway/limits/limits.ts'
 
 /** `OPERATIONS=1000000 npx vitest run --project node test/gateway/limits.test.ts` is the long run. */
 const operations = Number(process.env['OPERATIONS'] ?? 40_000)

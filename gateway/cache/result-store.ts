@@ -1,0 +1,173 @@
+/**
+ * Where answers are kept: the Cache API of this data centre, and behind it KV for all of them. What only KV has is
+ * copied into the Cache API on its way. Storage that fails or is slow costs a deadline, never the answer.
+ *
+ * An entry holds the deltas of a whole answer with the moments at which they came, at most `entry_chars_max`; a longer
+ * one is not kept. A corrupt entry, or one of another version, is a miss.
+ */
+import {
+  isFinishDelta,
+  type Delta,
+  type Deltas,
+  type FinishDelta,
+  type TextDelta,
+} from '../chat/generation.ts'
+
+export interface Entry {
+  version: typeof entry_version
+  /** Milliseconds since the epoch. */
+  stored_at: number
+  ttl_s: number
+  texts: TextDelta[]
+  /** Milliseconds from the start, one for each of `texts` and one for the finish. */
+  times: number[]
+  finish: FinishDelta
+}
+
+export interface Lookup {
+  entry: Entry | null
+  /** Storage did not do its work; what it holds is not known. */
+  failed: boolean
+}
+
+type Defer = (work: Promise<unknown>) => void
+
+const entry_version = 2
+const entry_chars_max = 4 * 1024 * 1024
+const cache_ms_max = 250
+const kv_ms_max = 1_000
+/** KV takes no shorter life. */
+const kv_ttl_s_min = 60
+
+export async function lookup(env: Env, key: string, defer: Defer): Promise<Lookup> {
+  const [near, nearFailed] = await attempt(readCache(key), cache_ms_max)
+  if (near !== null) return { entry: near, failed: false }
+  const [far, farFailed] = await attempt(readKv(env, key), kv_ms_max)
+  if (far === null) return { entry: null, failed: nearFailed || farFailed }
+  const rest_s = Math.floor(far.ttl_s - (Date.now() - far.stored_at) / 1000)
+  if (!nearFailed && rest_s >= 1) defer(attempt(writeCache(key, JSON.stringify(far), rest_s), cache_ms_max))
+  return { entry: far, failed: false }
+}
+
+/** Near: awaited by whoever is about to answer, so that the same caller's next request finds it. */
+export async function storeNear(key: string, entry: Entry): Promise<void> {
+  const text = JSON.stringify(entry)
+  if (text.length <= entry_chars_max) await attempt(writeCache(key, text, entry.ttl_s), cache_ms_max)
+}
+
+export async function storeFar(env: Env, key: string, entry: Entry): Promise<void> {
+  const text = JSON.stringify(entry)
+  if (text.length > entry_chars_max) return
+  const expirationTtl = Math.max(kv_ttl_s_min, entry.ttl_s)
+  await attempt(env.RESULTS.put(kvKey(key), text, { expirationTtl }), kv_ms_max)
+}
+
+/** Passes an answer through; before its finish goes out, `store` gets all of it. */
+export async function* keep(deltas: Deltas, ttl_s: number, store: (entry: Entry) => Promise<void>): Deltas {
+  const recorder = new Recorder()
+  for await (const batch of deltas) {
+    recorder.push(batch)
+    const entry = recorder.entry(ttl_s)
+    if (entry !== null) await store(entry)
+    yield batch
+  }
+}
+
+/** The caller's limits ended it, not the request: the same request may get more later, so it is not kept. */
+export const cutShort = ({ reason, usage }: FinishDelta, max_tokens: number) =>
+  reason === 'length' && usage.completion < max_tokens
+
+export class Recorder {
+  readonly #started = Date.now()
+  readonly #texts: TextDelta[] = []
+  readonly #times: number[] = []
+  #finish: FinishDelta | null = null
+
+  push(batch: Delta[]): void {
+    for (const delta of batch) {
+      this.#times.push(Date.now() - this.#started)
+      if (isFinishDelta(delta)) this.#finish = { ...delta, timing: null }
+      else this.#texts.push(delta)
+    }
+  }
+
+  /** null: the answer has not reached its end. */
+  entry(ttl_s: number): Entry | null {
+    if (this.#finish === null) return null
+    const version = entry_version
+    return {
+      version,
+      stored_at: Date.now(),
+      ttl_s,
+      texts: this.#texts,
+      times: this.#times,
+      finish: this.#finish,
+    }
+  }
+}
+
+/** @param timed as the engine gave it, instead of at once. */
+export async function* replay({ texts, times, finish }: Entry, timed: boolean): Deltas {
+  if (!timed) {
+    yield [...texts, finish]
+    return
+  }
+  const started = Date.now()
+  for (const [at, delta] of [...texts, finish].entries()) {
+    const wait_ms = (times[at] ?? 0) - (Date.now() - started)
+    if (wait_ms > 0) await scheduler.wait(wait_ms)
+    yield [delta]
+  }
+}
+
+const cacheUrl = (key: string) => `https://results.invalid/${key}`
+const kvKey = (key: string) => `result:${key}`
+
+async function readCache(key: string): Promise<Entry | null> {
+  const response = await (await caches.open('results')).match(cacheUrl(key))
+  return response === undefined ? null : parse(await response.text())
+}
+
+async function writeCache(key: string, text: string, ttl_s: number): Promise<void> {
+  const headers = { 'content-type': 'application/json', 'cache-control': `max-age=${ttl_s}` }
+  await (await caches.open('results')).put(cacheUrl(key), new Response(text, { headers }))
+}
+
+async function readKv(env: Env, key: string): Promise<Entry | null> {
+  const text = await env.RESULTS.get(kvKey(key))
+  return text === null ? null : parse(text)
+}
+
+function parse(text: string): Entry | null {
+  try {
+    const entry = JSON.parse(text) as Partial<Entry> | null
+    const whole =
+      entry?.version === entry_version &&
+      typeof entry.stored_at === 'number' &&
+      typeof entry.ttl_s === 'number' &&
+      Array.isArray(entry.texts) &&
+      entry.texts.every((delta) => typeof delta?.text === 'string' && Array.isArray(delta.token_ids)) &&
+      Array.isArray(entry.times) &&
+      entry.finish?.type === 'finish' &&
+      typeof entry.finish.usage?.completion === 'number'
+    return whole ? (entry as Entry) : null
+  } catch {
+    return null
+  }
+}
+
+async function attempt<T>(work: Promise<T>, ms: number): Promise<[T | null, failed: boolean]> {
+  let timer: number | null = null
+  const late = new Promise<[null, true]>((resolve) => {
+    timer = setTimeout(() => resolve([null, true]), ms)
+  })
+  const done = work.then(
+    (value): [T, false] => [value, false],
+    (): [null, true] => [null, true],
+  )
+  try {
+    return await Promise.race([done, late])
+  } finally {
+    clearTimeout(timer)
+  }
+}

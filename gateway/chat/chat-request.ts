@@ -1,0 +1,173 @@
+/**
+ * The body of POST /v1/chat/completions: OpenAI's fields, and beside them vLLM's for what OpenAI has no name for
+ * (top_k, min_p, repetition_penalty, min_tokens, ignore_eos, stop_token_ids). Fields that change nothing here
+ * (user, metadata, store, service_tier ...) are accepted and dropped; those that would change the answer and are not
+ * served are refused by name rather than ignored.
+ * https://platform.openai.com/docs/api-reference/chat/create
+ */
+import en from 'zod/v4/locales/en.js'
+import * as z from 'zod/mini'
+import { Sampling } from '../../src/sampling.ts'
+import { ApiError } from '../../src/errors.ts'
+
+z.config(en())
+
+const nullish = <T extends z.core.SomeType>(schema: T) => z.optional(z.nullable(schema))
+
+const Content = z.union([z.string(), z.array(z.object({ type: z.literal('text'), text: z.string() }))], {
+  error: 'must be a string or a list of {type: "text", text} parts; images and audio are not served',
+})
+
+const Message = z.discriminatedUnion(
+  'role',
+  [
+    z.object({ role: z.literal('system'), content: Content }),
+    z.object({ role: z.literal('developer'), content: Content }),
+    z.object({ role: z.literal('user'), content: Content }),
+    z.object({ role: z.literal('assistant'), content: Content }),
+  ],
+  { error: 'unknown role; use system, developer, user or assistant' },
+)
+
+const s = Sampling.shape
+const Body = z.object({
+  model: z.string(),
+  messages: z.array(Message).check(z.minLength(1, 'must hold at least one message')),
+  stream: nullish(z.boolean()),
+  stream_options: nullish(z.object({ include_usage: z.optional(z.boolean()) })),
+  max_tokens: nullish(s.max_tokens),
+  max_completion_tokens: nullish(s.max_tokens),
+  stop: nullish(
+    z.union(
+      [z.string().check(z.minLength(1)), z.array(z.string().check(z.minLength(1))).check(z.maxLength(4))],
+      {
+        error: 'must be a non-empty string or up to 4 of them',
+      },
+    ),
+  ),
+  temperature: nullish(s.temperature),
+  top_p: nullish(z.number().check(z.gte(0), z.lte(1))),
+  top_k: nullish(s.top_k),
+  min_p: nullish(s.min_p),
+  repetition_penalty: nullish(s.repetition_penalty),
+  presence_penalty: nullish(s.presence_penalty),
+  frequency_penalty: nullish(s.frequency_penalty),
+  seed: nullish(s.seed),
+  min_tokens: nullish(s.min_tokens),
+  stop_token_ids: nullish(s.stop_token_ids),
+  ignore_eos: nullish(s.ignore_eos),
+  logit_bias: nullish(s.logit_bias),
+  logprobs: nullish(z.boolean()),
+  top_logprobs: nullish(s.logprobs),
+  n: nullish(z.int().check(z.gte(1))),
+})
+
+export interface ChatMessage {
+  role: 'system' | 'user' | 'assistant'
+  content: string
+}
+
+export interface ChatRequest {
+  model: string
+  messages: ChatMessage[]
+  stream: boolean
+  includeUsage: boolean
+  stop: string[]
+  sampling: Sampling
+}
+
+/** Fields that change the answer and are not served: value -> whether it asks for more than the default. */
+const unserved: Record<string, (value: unknown) => boolean> = {
+  n: (value) => value !== 1,
+  tools: (value) => !Array.isArray(value) || value.length > 0,
+  tool_choice: (value) => value !== 'none' && value !== 'auto',
+  functions: (value) => !Array.isArray(value) || value.length > 0,
+  response_format: (value) => (value as { type?: unknown }).type !== 'text',
+  modalities: (value) => !Array.isArray(value) || value.some((kind) => kind !== 'text'),
+  audio: () => true,
+  prediction: () => true,
+  web_search_options: () => true,
+}
+
+export function parseChatRequest(json: unknown): ChatRequest {
+  const parsed = Body.safeParse(json)
+  if (!parsed.success) throw invalid(parsed.error.issues[0])
+  for (const [field, asksForMore] of Object.entries(unserved)) {
+    const value = (json as Record<string, unknown>)[field]
+    if (value !== undefined && value !== null && asksForMore(value)) {
+      throw new ApiError('unsupported_value', `'${field}' is not served with this value; leave it out.`, {
+        param: field,
+      })
+    }
+  }
+  return normalise(parsed.data)
+}
+
+export function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    throw new ApiError(
+      'invalid_json',
+      'The body is not valid JSON. Send a JSON object with content-type: application/json.',
+    )
+  }
+}
+
+/** The first thing zod found wrong, said with its path as OpenAI says it: `messages[0].content`. */
+export function invalid(issue: z.core.$ZodIssue | undefined): ApiError {
+  const param = (issue?.path ?? []).reduce<string>(
+    (path, part) =>
+      typeof part === 'number' ? `${path}[${part}]` : path === '' ? String(part) : `${path}.${String(part)}`,
+    '',
+  )
+  const where = param === '' ? 'the body' : `'${param}'`
+  return new ApiError(
+    'invalid_value',
+    `Invalid value for ${where}: ${issue?.message ?? 'not understood'}.`,
+    param === '' ? {} : { param },
+  )
+}
+
+const text = (content: z.infer<typeof Content>): string =>
+  typeof content === 'string' ? content : content.map((part) => part.text).join('')
+
+function normalise(body: z.infer<typeof Body>): ChatRequest {
+  const logprobs = body.logprobs === true ? (body.top_logprobs ?? 0) : null
+  if (logprobs === null && body.top_logprobs) {
+    throw new ApiError('invalid_value', "'top_logprobs' needs 'logprobs': true.", { param: 'top_logprobs' })
+  }
+  const sampling = {
+    temperature: body.temperature,
+    top_p: body.top_p,
+    top_k: body.top_k,
+    min_p: body.min_p,
+    repetition_penalty: body.repetition_penalty,
+    presence_penalty: body.presence_penalty,
+    frequency_penalty: body.frequency_penalty,
+    seed: body.seed,
+    max_tokens: body.max_completion_tokens ?? body.max_tokens,
+    min_tokens: body.min_tokens,
+    stop_token_ids: body.stop_token_ids,
+    ignore_eos: body.ignore_eos,
+    logit_bias: body.logit_bias,
+    logprobs,
+  }
+  return {
+    model: body.model,
+    messages: body.messages.map((message) => ({
+      role: message.role === 'developer' ? 'system' : message.role,
+      content: text(message.content),
+    })),
+    stream: body.stream ?? false,
+    includeUsage: body.stream_options?.include_usage ?? false,
+    stop: typeof body.stop === 'string' ? [body.stop] : (body.stop ?? []),
+    sampling: withoutNulls(sampling),
+  }
+}
+
+type WithoutNulls<T> = { [K in keyof T]?: NonNullable<T[K]> }
+const withoutNulls = <T extends object>(value: T): WithoutNulls<T> =>
+  Object.fromEntries(
+    Object.entries(value).filter(([, v]) => v !== null && v !== undefined),
+  ) as WithoutNulls<T>

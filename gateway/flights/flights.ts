@@ -1,0 +1,280 @@
+/**
+ * One of a tenant's eight objects: the flights whose prompts hash onto it. Identical cacheable requests share one
+ * flight while it runs and for a few seconds after, since those who missed the cache before the answer was kept are
+ * still on their way. An object that restarts takes up what may be resumed, from prompt and emitted tokens.
+ */
+import { DurableObject } from 'cloudflare:workers'
+import { ApiError } from '../../src/errors.ts'
+import type { TokenUsage } from '../../src/protocol.ts'
+import * as backend from '../chat/backend.ts'
+import { changed, noPolicy, policyKey, type CachePolicy, type PolicyChange } from '../cache/cache-policy.ts'
+import type { FlightRequest } from './flight-client.ts'
+import { wireId } from './flight-names.ts'
+import { Flight } from './flight.ts'
+import { FlightStore, type StoredFlight, type TicketRecord } from './flight-store.ts'
+import { isFinishDelta, startGeneration, type Delta } from '../chat/generation.ts'
+import type { Prompt } from '../chat/prompt.ts'
+import { cutShort, Recorder, storeFar } from '../cache/result-store.ts'
+
+/** How long a finished flight still serves identical requests, and a resumed one stays in memory. */
+const linger_ms = 10_000
+const write_ms = 250
+/** Nobody waits for a claim longer than this to be forgotten after its time. */
+const expiry_slack_ms = 60_000
+
+interface Live {
+  id: string
+  flight: Flight
+  request: FlightRequest
+  /** Lines in storage. */
+  written: number
+  /** Resolves with the headers of whoever started it, once the limits let it pass or it failed. */
+  admitted: Promise<Record<string, string>>
+}
+
+export class Flights extends DurableObject<Env> {
+  readonly #store: FlightStore
+  readonly #byKey = new Map<string, Live>()
+  readonly #byTicket = new Map<string, Live>()
+
+  constructor(ctx: DurableObjectState, env: Env) {
+    super(ctx, env)
+    this.#store = new FlightStore(ctx.storage.sql)
+  }
+
+  override async fetch(request: Request): Promise<Response> {
+    const { pathname, searchParams } = new URL(request.url)
+    if (pathname === '/open') return this.#open(await request.json<FlightRequest>())
+    return this.#attach(searchParams.get('id') ?? '')
+  }
+
+  /** Running flights and their readers; for tests and faults. */
+  stats(): { flights: number; readers: number } {
+    const running = new Set([...this.#byTicket.values()].filter(({ flight }) => flight.state === 'running'))
+    let readers = 0
+    for (const { flight } of running) for (const ticket of flight.tickets.values()) readers += ticket.readers
+    return { flights: running.size, readers }
+  }
+
+  /** Joins the flight of the same ticket or key, or starts one. */
+  async #open(request: FlightRequest): Promise<Response> {
+    const { ticket, resumable, expires } = request
+    const known = this.#find(ticket.id) ?? (request.key === null ? undefined : this.#byKey.get(request.key))
+    const joined = known !== undefined && known.flight.state !== 'failed'
+    const live = joined ? known : this.#start(request)
+    this.#byTicket.set(ticket.id, live)
+    if (resumable && joined) this.#persist(live, ticket, expires)
+    const own = live.flight.ticket(ticket.id, resumable)
+    own.cancelled = false
+    const body = live.flight.read(own)
+    const headers = joined ? {} : await live.admitted
+    return new Response(body, {
+      headers: { 'x-flight': joined ? 'joined' : 'started', 'x-flight-headers': JSON.stringify(headers) },
+    })
+  }
+
+  #attach(id: string): Response {
+    const live = this.#find(id)
+    const record = this.#store.find(id)?.record
+    if (live === undefined || record === undefined) return new Response(null, { status: 404 })
+    return new Response(live.flight.read(live.flight.ticket(id, true)), {
+      headers: { 'x-ticket': JSON.stringify(record), 'x-flight': live.flight.state },
+    })
+  }
+
+  async cancel(id: string): Promise<{ usage: TokenUsage | null } | null> {
+    const live = this.#find(id)
+    const ticket = live?.flight.tickets.get(id)
+    if (live === undefined || ticket === undefined) return null
+    live.flight.cancel(ticket)
+    if (live.flight.state !== 'failed') return { usage: live.flight.usage() }
+    return {
+      usage: await backend.cancel(this.env, wireId(live.request.caller.tenantId, live.id)).catch(() => null),
+    }
+  }
+
+  claim(
+    key: string,
+    body: string,
+    generation: string,
+    expires: number,
+  ): { body: string; generation: string } {
+    const claimed = this.#store.claim(key, body, generation, Date.now(), expires)
+    this.#expireLater(expires)
+    return claimed
+  }
+
+  /** In memory, or from storage: finished, or taken up again. */
+  #find(ticketId: string): Live | undefined {
+    const live = this.#byTicket.get(ticketId)
+    if (live !== undefined && live.flight.state !== 'failed') return live
+    const stored = this.#store.find(ticketId)?.flight
+    if (stored === undefined) return live
+    const again = this.#restore(stored)
+    this.#byTicket.set(ticketId, again)
+    return again
+  }
+
+  #restore(stored: StoredFlight): Live {
+    const running = [...this.#byTicket.values()].find(({ id }) => id === stored.id)
+    if (running !== undefined && running.flight.state !== 'failed') return running
+    const { id, request } = stored
+    const flight = this.#flight(request.key, stored.lines)
+    flight.ticket(id, true)
+    if (stored.done) {
+      flight.finish()
+      const live = { id, flight, request, written: flight.length, admitted: Promise.resolve({}) }
+      this.#forgetLater(live)
+      return live
+    }
+    this.#store.resumed(id)
+    return this.#launch(id, flight, request, stored.attempts + 1)
+  }
+
+  #start(request: FlightRequest): Live {
+    const { ticket, expires } = request
+    const flight = this.#flight(request.key, request.lines)
+    const live = this.#launch(ticket.id, flight, request, request.lines.length > 0 ? 1 : 0)
+    if (request.resumable) this.#persist(live, ticket, expires)
+    return live
+  }
+
+  #flight = (key: string | null, lines: string[]) =>
+    new Flight(key, lines, (ticket) => this.#byTicket.delete(ticket))
+
+  #persist(live: Live, ticket: TicketRecord, expires: number): void {
+    const { id, flight, request } = live
+    if (this.#store.find(id) === null) {
+      this.#store.begin(id, { ...request, lines: [] }, expires)
+      this.#store.append(id, 0, flight.linesFrom(0))
+      live.written = flight.length
+      if (flight.state === 'done') this.#store.done(id)
+      this.#store.addTicket(id, { ...request.ticket, id }, expires)
+    }
+    this.#store.addTicket(id, ticket, expires)
+    this.#expireLater(expires)
+  }
+
+  #launch(id: string, flight: Flight, request: FlightRequest, attempt: number): Live {
+    const admitted = Promise.withResolvers<Record<string, string>>()
+    const live: Live = { id, flight, request, written: flight.length, admitted: admitted.promise }
+    if (flight.key !== null) this.#byKey.set(flight.key, live)
+    this.ctx.waitUntil(this.#run(live, attempt, (headers) => admitted.resolve(headers)))
+    return live
+  }
+
+  async #run(
+    live: Live,
+    attempt: number,
+    admitted: (headers: Record<string, string>) => void,
+  ): Promise<void> {
+    const { id, flight, request } = live
+    const { caller, prompt, key, ttl_s } = request
+    const before = flight.linesFrom(0).map((line) => JSON.parse(line) as Delta)
+    const emitted = continuable(prompt, before)
+    let repeated = before.length - emitted.length
+    const recorder = new Recorder()
+    recorder.push(before)
+    const stopWriting = this.#writeAtIntervals(live)
+    try {
+      const wire = wireId(caller.tenantId, id) + (attempt === 0 ? '' : `.${attempt}`)
+      const { deltas, headers } = await startGeneration(prompt, {
+        env: this.env,
+        requestId: wire,
+        caller,
+        signal: flight.signal,
+        defer: (work) => this.ctx.waitUntil(work),
+        emitted,
+      })
+      admitted(headers)
+      for await (const all of deltas) {
+        const batch = all.slice(repeated)
+        repeated -= all.length - batch.length
+        recorder.push(batch)
+        if (flight.state === 'running') flight.push(batch)
+        const entry = batch.some(isFinishDelta) ? recorder.entry(ttl_s) : null
+        if (key === null || entry === null) continue
+        if (cutShort(entry.finish, prompt.sampling.max_tokens)) this.#unshare(live)
+        else this.ctx.waitUntil(storeFar(this.env, key, entry))
+      }
+    } catch (cause) {
+      flight.fail(
+        cause instanceof ApiError
+          ? cause
+          : new ApiError('internal_error', 'The answer broke off.', { cause }),
+      )
+    } finally {
+      admitted({})
+      stopWriting()
+      this.#forgetLater(live)
+    }
+  }
+
+  /** @returns to be called at the end: writes the rest, or forgets what failed. */
+  #writeAtIntervals(live: Live): () => void {
+    const { id, flight } = live
+    const write = () => {
+      if (!this.#isStored(flight)) return
+      this.#store.append(id, live.written, flight.linesFrom(live.written))
+      live.written = flight.length
+    }
+    const timer = setInterval(() => {
+      if (flight.state === 'running') write()
+    }, write_ms)
+    return () => {
+      clearInterval(timer)
+      if (!this.#isStored(flight)) return
+      if (flight.state === 'failed') return this.#store.forget(id)
+      write()
+      this.#store.done(id)
+    }
+  }
+
+  #isStored = (flight: Flight) => [...flight.tickets.values()].some(({ resumable }) => resumable)
+
+  #forgetLater(live: Live): void {
+    if (live.flight.state === 'failed') this.#unshare(live)
+    setTimeout(() => {
+      this.#unshare(live)
+      for (const [id, known] of this.#byTicket) if (known === live) this.#byTicket.delete(id)
+    }, linger_ms)
+  }
+
+  #unshare(live: Live): void {
+    const { key } = live.flight
+    if (key !== null && this.#byKey.get(key) === live) this.#byKey.delete(key)
+  }
+
+  #expireLater(expires: number): void {
+    this.ctx.waitUntil(this.#alarmAt(expires + expiry_slack_ms))
+  }
+
+  async #alarmAt(time: number): Promise<void> {
+    const alarm = await this.ctx.storage.getAlarm()
+    if (alarm === null || alarm > time) await this.ctx.storage.setAlarm(time)
+  }
+
+  override async alarm(): Promise<void> {
+    const next = this.#store.expire(Date.now())
+    if (next !== null) await this.ctx.storage.setAlarm(next + expiry_slack_ms)
+  }
+
+  /** Object 0 holds the tenant's cache policy. */
+  async changePolicy(tenantId: string, change: PolicyChange): Promise<CachePolicy> {
+    const before = this.ctx.storage.kv.get<CachePolicy>('policy') ?? noPolicy
+    const policy = changed(before, change, crypto.randomUUID().slice(0, 8))
+    this.ctx.storage.kv.put('policy', policy)
+    await this.env.RESULTS.put(policyKey(tenantId), JSON.stringify(policy))
+    return policy
+  }
+}
+
+/**
+ * The tokens to go on after; what follows them in the log will be generated again. The last token may have been the
+ * end, whose finish was lost. Penalties over the output alone want the output told from the prompt: then it begins anew.
+ */
+function continuable({ sampling }: Prompt, before: Delta[]): number[] {
+  if (sampling.presence_penalty !== 0 || sampling.frequency_penalty !== 0) return []
+  const emitted = before.flatMap((delta) => (delta.type === 'text' ? delta.token_ids : []))
+  return emitted.slice(0, -1)
+}

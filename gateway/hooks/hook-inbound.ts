@@ -1,0 +1,76 @@
+/**
+ * POST /hooks/{id}: an event from outside becomes a job. Nothing is believed before the signature holds; the same event
+ * again is answered with the first job, since its id is the job's dedupe key in the tenant's own store.
+ */
+import { ApiError } from '../../src/errors.ts'
+import { factory } from '../app-env.ts'
+import { holding, readHook, type HookRecord } from './hook.ts'
+import { passes, readPayload, renderRequest, type Event } from './hook-request.ts'
+import { eventId, isGenuine } from './hook-verify.ts'
+import { isTerminal, jobView } from '../jobs/job.ts'
+import { jobsOf, newJobId, requestText } from '../jobs/job-routes.ts'
+import { prepare } from '../chat/prompt.ts'
+
+const sync_wait_ms = 25_000
+
+export const inbound = factory.createHandlers(async function inbound(c) {
+  const body = await c.req.text()
+  const hook = await readHook(c.env, c.req.param('id') ?? '')
+  if (hook === null) throw new ApiError('not_found', 'There is no hook at this address.')
+  const signed = { headers: c.req.raw.headers, body }
+  const secrets = holding(hook.verify.secrets, Date.now())
+  if (!(await isGenuine(hook.verify.type, secrets, signed, Date.now())))
+    throw new ApiError(
+      'invalid_signature',
+      `This is not signed with this hook's secret (${hook.verify.type}).`,
+    )
+  if (!hook.enabled) throw new ApiError('hook_disabled', 'This hook is disabled.')
+
+  const payload = readPayload(body, c.req.header('content-type') ?? '')
+  const greeting = handshake(hook, signed.headers, payload)
+  if (greeting !== null) return c.json(greeting)
+  const id = await eventId(hook.verify.type, signed, payload)
+  const event = { payload, type: c.req.header('x-github-event') ?? null, id }
+  if (!passes(hook.filter, event)) return c.json({ job_id: null, filtered: true }, 202)
+
+  const request = renderRequest(hook.request, event)
+  await prepare(c.env, hook.caller, request)
+  const jobs = jobsOf(c.env, hook.caller.tenantId)
+  const made = await jobs.create({
+    id: newJobId(),
+    caller: hook.caller,
+    request: requestText(request),
+    endpoints:
+      hook.callback === null ? [] : [{ ...hook.callback, secrets: holding(hook.signing, Date.now()) }],
+    metadata: JSON.stringify(metadata(hook, event)),
+    dedupe: id === null ? null : `hook:${hook.id}:${id}`,
+  })
+  if (hook.mode === 'sync') {
+    const job = await jobs.get(made.id, sync_wait_ms)
+    if (job !== null && isTerminal(job.status)) {
+      const { status, response, error } = jobView(job)
+      return c.json({
+        job_id: made.id,
+        status,
+        output_text: response?.choices[0]?.message.content,
+        response,
+        error,
+      })
+    }
+  }
+  return c.json({ job_id: made.id, ...(made.isNew ? {} : { duplicate: true }) }, 202)
+})
+
+const metadata = (hook: HookRecord, event: Event) => ({
+  hook_id: hook.id,
+  event_id: event.id,
+  event_type: event.type,
+})
+
+/** What some senders ask before they send anything. */
+function handshake({ verify }: HookRecord, headers: Headers, payload: unknown): object | null {
+  if (verify.type === 'github' && headers.get('x-github-event') === 'ping') return { pong: true }
+  if (verify.type !== 'slack' || typeof payload !== 'object' || payload === null) return null
+  const { type, challenge } = payload as { type?: unknown; challenge?: unknown }
+  return type === 'url_verification' ? { challenge } : null
+}

@@ -1,0 +1,75 @@
+/** What was or must be delivered: the log, the dead letters, and sending again; and the tenant's signing secret. */
+import { Hono } from 'hono'
+import * as z from 'zod/mini'
+import { ApiError } from '../../src/errors.ts'
+import type { AppEnv } from '../app-env.ts'
+import { auth, scope } from '../keys/auth.ts'
+import { invalid, parseJson } from '../chat/chat-request.ts'
+import { standing } from '../limits/count.ts'
+import { limitedBody } from '../chat/limited-body.ts'
+import { found, jobsOf, pageSize, seconds } from './job-routes.ts'
+import type { DeliveryRow } from './outbox.ts'
+
+const statuses = ['pending', 'sending', 'delivered', 'dead']
+
+const Replay = z.strictObject({
+  /** Unix seconds. */
+  since: z.number().check(z.gte(0)),
+  status: z.optional(z.enum(['dead', 'delivered'])),
+})
+
+export const deliveries: Hono<AppEnv> = new Hono<AppEnv>()
+  .use(auth, scope('jobs'), standing, limitedBody)
+  .get('/', async (c) => {
+    const status = c.req.query('status') ?? null
+    if (status !== null && !statuses.includes(status))
+      throw new ApiError('invalid_value', `'status' is one of ${statuses.join(', ')}.`, { param: 'status' })
+    const limit = pageSize(c)
+    const rows = await jobsOf(c.env, c.var.caller.tenantId).deliveries(
+      status,
+      c.req.query('cursor') ?? '',
+      limit + 1,
+    )
+    const page = rows.slice(0, limit)
+    const next = rows.length > limit ? (page.at(-1)?.id ?? null) : null
+    return c.json({ object: 'list', data: page.map(view), next_cursor: next, has_more: next !== null })
+  })
+  .get('/signing_secret', async (c) => {
+    return c.json({ signing_secret: await jobsOf(c.env, c.var.caller.tenantId).signingSecret() })
+  })
+  .post('/replay', async (c) => {
+    const parsed = z.safeParse(Replay, parseJson(await c.req.text()))
+    if (!parsed.success) throw invalid(parsed.error.issues[0])
+    const { since, status = 'dead' } = parsed.data
+    const replayed = await jobsOf(c.env, c.var.caller.tenantId).replaySince(since * 1_000, status)
+    return c.json({ replayed }, 202)
+  })
+  .post('/:id/replay', async (c) => {
+    const row = await jobsOf(c.env, c.var.caller.tenantId).replay(c.req.param('id'))
+    return c.json(view(found(row)), 202)
+  })
+
+const view = ({
+  id,
+  webhook_id,
+  job_id,
+  url,
+  status,
+  attempt,
+  next_at,
+  created_at,
+  status_code,
+  error,
+}: DeliveryRow) => ({
+  id,
+  object: 'delivery',
+  webhook_id,
+  job_id,
+  url,
+  status,
+  attempts: attempt,
+  status_code,
+  error,
+  created_at: seconds(created_at),
+  next_at: seconds(next_at),
+})

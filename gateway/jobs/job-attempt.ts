@@ -1,0 +1,39 @@
+/**
+ * What one attempt means for its job. Waiting is no failure: over a limit (429) or without a backend (503, 504) a job
+ * goes back into the queue for up to a day. What will not get better by itself fails at once; what might, a few times.
+ */
+import { ApiError } from '../../src/errors.ts'
+import type { Answer } from '../chat/answer.ts'
+
+export type AttemptEnd =
+  /** @property holds the tenant's limit holds all of its jobs, and this attempt counts for nothing. */
+  | { type: 'again'; after_ms: number; holds: boolean }
+  | { type: 'completed'; response: string; error: null }
+  | { type: 'failed'; response: null; error: string }
+
+const patience_ms = 24 * 3_600_000
+/** For failures inside: a request that breaks the engine must not do so for ever. */
+const broken_max = 5
+/** For connections that broke, which a restart of the backend explains too. */
+const cut_max = 50
+const longest_wait_ms = 30_000
+
+export function attemptEnd(result: Answer, attempt: number, age_ms: number): AttemptEnd {
+  if (result.ok) return { type: 'completed', response: JSON.stringify(result.response), error: null }
+  const error =
+    result.error ?? new ApiError('backend_unavailable', 'The connection to the backend kept breaking.')
+  const waits = result.error !== null && [429, 503, 504].includes(error.status)
+  const most = waits
+    ? Infinity
+    : result.error === null
+      ? cut_max
+      : error.status >= 500 || error.status === 499
+        ? broken_max
+        : 0
+  if (attempt >= most || age_ms >= patience_ms)
+    return { type: 'failed', response: null, error: JSON.stringify(error.body().error) }
+  const asked_ms = result.error === null || result.retryAfterS === null ? 0 : result.retryAfterS * 1_000
+  const backoff_ms = Math.min(longest_wait_ms, 500 * 2 ** Math.min(attempt, 10)) * (0.5 + Math.random() / 2)
+  const holds = error.status === 429
+  return { type: 'again', after_ms: holds ? Math.max(asked_ms, 250) : Math.max(backoff_ms, asked_ms), holds }
+}

@@ -1,0 +1,68 @@
+/**
+ * Tokens and a slot for one generation, from before the engine is asked until what it used is known. Its tenant's
+ * object holds the reservation; it is renewed while the generation runs, so that one whose isolate died is found and
+ * settled by that object within a minute.
+ */
+import type { TokenUsage } from '../../src/protocol.ts'
+import type { Caller } from '../keys/identify.ts'
+import { limitHeaders, noLimits, notActive, refusal, tooLarge } from './limit-headers.ts'
+import { model } from '../model.ts'
+import type { Prompt } from '../chat/prompt.ts'
+import type { AdmitResult, Use } from './tenant-record.ts'
+
+const renew_ms = 10_000
+
+export interface Admission {
+  /** With max_tokens capped to what the limits hold, where the caller set none. */
+  prompt: Prompt
+  headers: Record<string, string>
+  /** Once, when the end is known; null: nothing ran. */
+  settle: (usage: TokenUsage | null) => Promise<void>
+}
+
+export interface AdmissionContext {
+  env: Env
+  requestId: string
+  caller: Caller
+}
+
+/** Throws ApiError where the limits leave no room. */
+export async function admit(
+  prompt: Prompt,
+  { env, requestId, caller }: AdmissionContext,
+): Promise<Admission> {
+  const tenant = env.TENANT.getByName(caller.tenantId)
+  const use: Use = { key_id: caller.keyId, model: model.id, template: prompt.template?.id ?? '' }
+  const { max_tokens, min_tokens } = prompt.sampling
+  const ask = {
+    prompt_tokens: prompt.tokenIds.length,
+    max_tokens: prompt.openEnded ? null : max_tokens,
+    room_tokens: max_tokens,
+    least_tokens: Math.max(1, min_tokens),
+  }
+  let admitted: AdmitResult
+  try {
+    admitted = await tenant.admit(requestId, use, ask)
+  } catch (cause) {
+    throw noLimits(cause)
+  }
+  if (admitted.standing !== 'active') throw notActive(admitted.standing)
+  if (admitted.denial !== null && admitted.too_large)
+    throw tooLarge(admitted.denial, ask.prompt_tokens + (ask.max_tokens ?? ask.least_tokens))
+  const headers = limitHeaders(admitted.snapshot)
+  if (admitted.denial !== null) {
+    const error = refusal(admitted.denial)
+    Object.assign(error.headers, headers)
+    throw error
+  }
+  const renewal = setInterval(() => void tenant.renew([requestId]).catch(() => undefined), renew_ms)
+  return {
+    prompt: { ...prompt, sampling: { ...prompt.sampling, max_tokens: admitted.max_tokens } },
+    headers,
+    settle: async (usage) => {
+      clearInterval(renewal)
+      // A call that fails leaves the reservation to its deadline.
+      await tenant.settle(requestId, use, usage).catch(() => undefined)
+    },
+  }
+}

@@ -1,0 +1,169 @@
+/**
+ * A tenant's counters and open reservations: in memory, written once a second while they change, so an object that is
+ * moved or killed forgets at most its last second: what was admitted in it may be admitted once more, and its
+ * generations hold no slot. Meters of idle keys are read only when they are used again.
+ *
+ * A reservation whose gateway fell silent (no settle, no renewal) is an orphan after `patience_ms`: the alarm asks the
+ * backend what the generation used, stops it and settles. Settling twice does nothing.
+ */
+import type { TokenUsage } from '../../src/protocol.ts'
+import {
+  admit,
+  grantLease,
+  Meter,
+  milliTokens,
+  returnLease,
+  settle,
+  type Ask,
+  type Lease,
+  type MeterState,
+  type Reservation,
+  type Scope,
+} from './limits.ts'
+import type { LeaseGrant, Use } from './tenant-record.ts'
+
+const patience_ms = 30_000
+const settled_kept_ms = 600_000
+
+interface Open {
+  use: Use
+  reservation: Reservation
+  prompt_tokens: number
+  deadline_ms: number
+}
+
+export class Ledger {
+  readonly #storage: DurableObjectStorage
+  readonly #meters = new Map<string, Meter>()
+  readonly #changed = new Set<string>()
+  readonly #open = new Map<string, Open>()
+  /** Reservations that storage has; most end before they are ever written. */
+  readonly #saved = new Set<string>()
+  /** Reservations made and ended since the last write. */
+  readonly #unsaved = new Set<string>()
+  readonly #leases = new Map<string, Lease>()
+  /** Orphans that the alarm settled: when. */
+  readonly #settled = new Map<string, number>()
+  #leaseCount = 0
+
+  constructor(storage: DurableObjectStorage) {
+    this.#storage = storage
+    for (const [name, open] of storage.kv.list<Open>({ prefix: 'open:' })) {
+      const id = name.slice('open:'.length)
+      this.#open.set(id, open)
+      this.#saved.add(id)
+      for (const { id } of open.reservation.held) this.meter(id).running++
+    }
+  }
+
+  get changed(): boolean {
+    return this.#changed.size > 0 || this.#unsaved.size > 0
+  }
+
+  readonly meter = (id: string): Meter => {
+    let meter = this.#meters.get(id)
+    if (meter === undefined) {
+      meter = new Meter(this.#storage.kv.get<MeterState>(`meter:${id}`))
+      this.#meters.set(id, meter)
+    }
+    return meter
+  }
+
+  touch(scopes: { id: string }[]): void {
+    for (const { id } of scopes) this.#changed.add(id)
+  }
+
+  admit(requestId: string, use: Use, scopes: Scope[], ask: Ask, now_ms: number) {
+    const result = admit(scopes, ask, now_ms)
+    if (result.kind !== 'admitted') return result
+    const { reservation } = result
+    const { prompt_tokens } = ask
+    this.#open.set(requestId, { use, reservation, prompt_tokens, deadline_ms: now_ms + patience_ms })
+    this.#unsaved.add(requestId)
+    this.touch(scopes)
+    return result
+  }
+
+  /** Whether there was something to end: false for what the alarm has already settled. */
+  settle(
+    requestId: string,
+    scopes: Scope[],
+    usage: TokenUsage | null,
+    weight: number,
+    now_ms: number,
+  ): boolean {
+    const open = this.#open.get(requestId)
+    if (open === undefined) {
+      if (this.#settled.has(requestId)) return false
+      // This object restarted and has forgotten the reservation: what was used still counts.
+      if (usage !== null) for (const { meter } of scopes) meter.charge(milliTokens(usage, weight))
+      this.touch(scopes)
+      return true
+    }
+    this.#open.delete(requestId)
+    this.#unsaved.add(requestId)
+    settle(open.reservation, usage, weight, this.meter, now_ms)
+    this.touch(open.reservation.held)
+    return true
+  }
+
+  renew(requestIds: string[], now_ms: number): void {
+    for (const id of requestIds) {
+      const open = this.#open.get(id)
+      if (open === undefined) continue
+      open.deadline_ms = now_ms + patience_ms
+      this.#unsaved.add(id)
+    }
+  }
+
+  orphans(now_ms: number): [requestId: string, open: Open][] {
+    return [...this.#open].filter(([, { deadline_ms }]) => deadline_ms <= now_ms)
+  }
+
+  /** From now on a late settle by the gateway itself does nothing. */
+  remember(requestId: string, now_ms: number): void {
+    for (const [id, at] of this.#settled) if (at < now_ms - settled_kept_ms) this.#settled.delete(id)
+    this.#settled.set(requestId, now_ms)
+  }
+
+  nextDeadline(): number | null {
+    return this.#open.size === 0
+      ? null
+      : Math.min(...[...this.#open.values()].map((open) => open.deadline_ms))
+  }
+
+  lease(scopes: Scope[], wanted: number, now_ms: number): LeaseGrant | null {
+    const lease = wanted > 0 ? grantLease(scopes, wanted, now_ms) : null
+    if (lease === null) return null
+    const id = `${now_ms}-${++this.#leaseCount}`
+    this.#leases.set(id, lease)
+    this.touch(scopes)
+    return { id, units: lease.units }
+  }
+
+  returnLeases(returned: { id: string; used: number }[], now_ms: number): void {
+    for (const { id, used } of returned) {
+      const lease = this.#leases.get(id)
+      if (lease === undefined) continue
+      this.#leases.delete(id)
+      returnLease(lease, used, this.meter)
+      this.touch(lease.held)
+    }
+    // Whoever held these is gone; they count as used.
+    for (const [id, { until_ms }] of this.#leases) if (until_ms < now_ms - 10_000) this.#leases.delete(id)
+  }
+
+  flush(): void {
+    const { kv } = this.#storage
+    for (const id of this.#changed) kv.put(`meter:${id}`, this.meter(id).state())
+    for (const id of this.#unsaved) {
+      const open = this.#open.get(id)
+      if (open !== undefined) {
+        kv.put(`open:${id}`, open)
+        this.#saved.add(id)
+      } else if (this.#saved.delete(id)) kv.delete(`open:${id}`)
+    }
+    this.#changed.clear()
+    this.#unsaved.clear()
+  }
+}

@@ -1,0 +1,256 @@
+/**
+ * One object a tenant: its record, its keys, its counters and what it used. Limits and standing are decided here alone,
+ * by this object's clock: gateways need not agree on time.
+ */
+import { DurableObject } from 'cloudflare:workers'
+import type { TokenUsage } from '../../src/protocol.ts'
+import * as backend from '../chat/backend.ts'
+import { Ledger } from './ledger.ts'
+import { countRequest, remaining, unlimited, type Ask, type Limits, type Scope } from './limits.ts'
+import type {
+  AdmitResult,
+  CountResult,
+  Snapshot,
+  Standing,
+  TenantChange,
+  TenantKey,
+  TenantRecord,
+  Use,
+} from './tenant-record.ts'
+import { parsePrices, UsageBook, type GroupBy, type RequestCounts, type UsageRow } from './usage-book.ts'
+
+const flush_ms = 1_000
+/** How often an orphan is asked for where the backend does not answer. */
+const orphan_retry_ms = 5_000
+/** After this the backend has forgotten what it used. */
+const orphan_ms_max = 600_000
+const orphans_at_once = 6
+export const keys_max = 1_000
+
+export class Tenant extends DurableObject<Env> {
+  #record: TenantRecord | null
+  readonly #keys: Map<string, TenantKey>
+  readonly #ledger: Ledger
+  readonly #usage: UsageBook
+  #flushing = false
+
+  constructor(ctx: DurableObjectState, env: Env) {
+    super(ctx, env)
+    const kept = ctx.storage.kv.get<TenantRecord>('record')
+    this.#record =
+      kept === undefined
+        ? developmentTenant(ctx, env)
+        : { ...new_tenant, ...kept, limits: { ...unlimited, ...kept.limits } }
+    this.#keys = new Map(
+      [...ctx.storage.kv.list<TenantKey>({ prefix: 'key:' })].map(([, key]) => [key.id, key]),
+    )
+    this.#ledger = new Ledger(ctx.storage)
+    this.#usage = new UsageBook(ctx.storage.sql)
+  }
+
+  /** Counts one request; with `wanted` also asks for request units ahead of use. */
+  count(use: Use, wanted: number, returned: { id: string; used: number }[] = []): CountResult {
+    const now = Date.now()
+    this.#ledger.returnLeases(returned, now)
+    const standing = this.standing(use.key_id)
+    if (standing !== 'active') return { standing }
+    const scopes = this.#scopes(use)
+    const denial = countRequest(scopes, now)
+    if (denial === null) this.#ledger.touch(scopes)
+    const lease = denial === null ? this.#ledger.lease(scopes, wanted, now) : null
+    this.#flushSoon()
+    return { standing, denial, snapshot: snapshot(scopes), lease }
+  }
+
+  /** Reserves tokens and a slot for one generation. */
+  admit(requestId: string, use: Use, ask: Ask): AdmitResult {
+    const standing = this.standing(use.key_id)
+    if (standing !== 'active') return { standing }
+    const scopes = this.#scopes(use)
+    const result = this.#ledger.admit(requestId, use, scopes, ask, Date.now())
+    this.#flushSoon()
+    const admitted = result.kind === 'admitted'
+    return {
+      standing,
+      denial: admitted ? null : result.denial,
+      too_large: result.kind === 'too_large',
+      max_tokens: admitted ? result.max_tokens : 0,
+      snapshot: snapshot(scopes),
+    }
+  }
+
+  /** Ends a generation's reservation; usage null: it never ran. Twice is once. */
+  settle(requestId: string, use: Use, usage: TokenUsage | null): void {
+    const now = Date.now()
+    const weight = this.#record?.cached_token_weight ?? new_tenant.cached_token_weight
+    const first = this.#ledger.settle(requestId, this.#scopes(use), usage, weight, now)
+    if (first && usage !== null) this.#usage.addTokens(use, usage, parsePrices(this.env.PRICES), now)
+    this.#flushSoon()
+  }
+
+  renew(requestIds: string[]): void {
+    this.#ledger.renew(requestIds, Date.now())
+    this.#flushSoon()
+  }
+
+  /** What an isolate counted by itself, and leases that it is done with. */
+  report(counts: RequestCounts[], returned: { id: string; used: number }[]): void {
+    const now = Date.now()
+    this.#ledger.returnLeases(returned, now)
+    for (const { requests, hits, ...use } of counts) this.#usage.addRequests(use, requests, hits, now)
+    this.#flushSoon()
+  }
+
+  usage(from_s: number, to_s: number, group: GroupBy): UsageRow[] {
+    return this.#usage.read(from_s, to_s, group)
+  }
+
+  standing(keyId: string): Standing {
+    const status = this.#record?.status ?? 'deleted'
+    if (status === 'deleted') return 'unknown'
+    const key = this.#keys.get(keyId)
+    if (key === undefined && this.#record?.id !== 'dev') return 'unknown'
+    if ((key?.expires_at ?? Infinity) * 1000 <= Date.now()) return 'unknown'
+    return status
+  }
+
+  look(keyId: string): { standing: Standing; snapshot: Snapshot } {
+    const scopes = this.#scopes({ key_id: keyId, model: '', template: '' })
+    for (const { meter } of scopes) meter.advance(Date.now())
+    return { standing: this.standing(keyId), snapshot: snapshot(scopes) }
+  }
+
+  get(): TenantRecord | null {
+    return this.#record?.status === 'deleted' ? null : this.#record
+  }
+
+  create(record: TenantRecord): TenantRecord {
+    this.#record = record
+    this.ctx.storage.kv.put('record', record)
+    return record
+  }
+
+  update({ limits, model_limits, ...change }: TenantChange): TenantRecord | null {
+    const record = this.get()
+    if (record === null) return null
+    const models = { ...record.model_limits }
+    for (const [model, given] of Object.entries(model_limits ?? {})) {
+      if (given === null) delete models[model]
+      else models[model] = { ...unlimited, ...models[model], ...given }
+    }
+    return this.create({
+      ...record,
+      ...change,
+      limits: { ...record.limits, ...limits },
+      model_limits: models,
+    })
+  }
+
+  keys(): TenantKey[] {
+    return [...this.#keys.values()].toSorted((a, b) => a.created - b.created || (a.id < b.id ? -1 : 1))
+  }
+
+  key(id: string): TenantKey | null {
+    return this.#keys.get(id) ?? null
+  }
+
+  putKey(key: TenantKey): 'kept' | 'too_many' {
+    if (!this.#keys.has(key.id) && this.#keys.size >= keys_max) return 'too_many'
+    this.#keys.set(key.id, key)
+    this.ctx.storage.kv.put(`key:${key.id}`, key)
+    return 'kept'
+  }
+
+  removeKey(id: string): TenantKey | null {
+    const key = this.key(id)
+    this.#keys.delete(id)
+    this.ctx.storage.kv.delete(`key:${id}`)
+    return key
+  }
+
+  /** Settles orphans. Schedules itself again before it works, and never throws: six failures would end it for good. */
+  override async alarm(): Promise<void> {
+    try {
+      const now = Date.now()
+      await this.ctx.storage.setAlarm(now + orphan_retry_ms)
+      const orphans = this.#ledger.orphans(now).slice(0, orphans_at_once)
+      await Promise.all(
+        orphans.map(([requestId, { use, deadline_ms, prompt_tokens }]) =>
+          this.#settleOrphan(requestId, use, prompt_tokens, now - deadline_ms > orphan_ms_max),
+        ),
+      )
+      this.#flush()
+      const next = this.#ledger.nextDeadline()
+      if (next === null) await this.ctx.storage.deleteAlarm()
+      else await this.ctx.storage.setAlarm(Math.max(next, Date.now() + orphan_retry_ms))
+    } catch (cause) {
+      console.error('orphaned generations could not be settled yet', cause)
+    }
+  }
+
+  async #settleOrphan(requestId: string, use: Use, prompt: number, last: boolean): Promise<void> {
+    try {
+      this.settle(requestId, use, await backend.cancel(this.env, requestId))
+      this.#ledger.remember(requestId, Date.now())
+    } catch {
+      // Nobody will ever know what it generated; its prompt was very likely read.
+      if (last) this.settle(requestId, use, { prompt, cached: 0, completion: 0 })
+    }
+  }
+
+  /** The tenant, the key and the tenant's use of the model; a key that is gone is held by its tenant's limits alone. */
+  #scopes({ key_id, model }: Use): Scope[] {
+    const key = this.#keys.get(key_id)
+    const scope = (kind: Scope['kind'], id: string, limits: Limits | undefined): Scope[] =>
+      limits === undefined ? [] : [{ kind, id, limits, meter: this.#ledger.meter(id) }]
+    return [
+      ...scope('tenant', 'tenant', this.#record?.limits ?? unlimited),
+      ...scope('key', `key:${key?.budget_id}`, isLimited(key?.limits)),
+      ...scope('model', `model:${model}`, isLimited(this.#record?.model_limits[model])),
+    ]
+  }
+
+  #flushSoon(): void {
+    if (this.#flushing || !(this.#ledger.changed || this.#usage.changed)) return
+    this.#flushing = true
+    setTimeout(() => {
+      this.#flushing = false
+      this.#flush()
+    }, flush_ms)
+  }
+
+  #flush(): void {
+    this.#ledger.flush()
+    this.#usage.flush()
+    const next = this.#ledger.nextDeadline()
+    if (next !== null) this.ctx.waitUntil(this.#wakeAt(next))
+  }
+
+  async #wakeAt(deadline_ms: number): Promise<void> {
+    const set = await this.ctx.storage.getAlarm()
+    if (set === null || set > deadline_ms) await this.ctx.storage.setAlarm(deadline_ms)
+  }
+}
+
+const snapshot = (scopes: Scope[]): Snapshot => ({
+  requests: remaining(scopes, 'requests'),
+  tokens: remaining(scopes, 'tokens'),
+})
+
+const isLimited = (limits: Limits | undefined): Limits | undefined =>
+  limits !== undefined && Object.values(limits).some((value) => value !== null) ? limits : undefined
+
+export const new_tenant = {
+  status: 'active' as const,
+  limits: unlimited,
+  model_limits: {},
+  cached_token_weight: 0.1,
+}
+
+/** `npm start` makes no tenant through the admin API: the one named "dev" is simply there, in development alone. */
+function developmentTenant(ctx: DurableObjectState, env: Env): TenantRecord | null {
+  if (env.ENVIRONMENT !== 'development' || ctx.id.name !== 'dev') return null
+  const asked = Number(env.DEV_REQUESTS_PER_MINUTE)
+  const limits = { ...unlimited, requests_per_minute: asked > 0 ? asked : null }
+  return { ...new_tenant, id: 'dev', name: 'Development', limits, created: 0 }
+}

@@ -1,0 +1,64 @@
+/** `template: {id, version?, variables}` in a chat request: its messages come first, the request's own follow. */
+import * as z from 'zod/mini'
+import { ApiError } from '../../src/errors.ts'
+import { invalid } from '../chat/chat-request.ts'
+import { renderTemplate, type Rendered, type TemplateBody } from './template.ts'
+
+/** Ids of the operator's templates start so; they serve every tenant. */
+export const published_prefix = 'tpl_pub_'
+
+/** Whose object holds a template. */
+export const templatesOf = (env: Env, tenantId: string, id: string) =>
+  env.TEMPLATES.getByName(id.startsWith(published_prefix) ? 'operator' : `tenant:${tenantId}`)
+
+const Use = z.object({
+  template: z.strictObject({
+    id: z.string().check(z.regex(/^tpl_\w{1,100}$/, 'is no id of a template')),
+    version: z.optional(z.nullable(z.int().check(z.gte(1)))),
+    variables: z.optional(z.nullable(z.record(z.string(), z.unknown()))),
+  }),
+  messages: z.optional(z.nullable(z.array(z.unknown()))),
+})
+
+export interface TemplateUse {
+  id: string
+  version: number
+  /** What the operator wrote; null where a tenant did. */
+  shared: Rendered['literal'] | null
+}
+
+/** The same request without a template, and what was used; a request that names none is given back as it is. */
+export async function useTemplate(
+  env: Env,
+  tenantId: string,
+  json: unknown,
+): Promise<{ json: unknown; used: TemplateUse | null }> {
+  if (typeof json !== 'object' || json === null || !('template' in json) || json.template === null)
+    return { json, used: null }
+  const parsed = z.safeParse(Use, json)
+  if (!parsed.success) throw invalid(parsed.error.issues[0])
+  const { id, version, variables } = parsed.data.template
+  const found = await read(env, tenantId, id, version ?? undefined)
+  const body = JSON.parse(found.body) as TemplateBody
+  const { messages, literal } = renderTemplate(body, variables ?? {})
+  const { template: _, ...rest } = json
+  return {
+    json: { ...body.defaults, ...rest, messages: [...messages, ...(parsed.data.messages ?? [])] },
+    used: { id, version: found.version, shared: id.startsWith(published_prefix) ? literal : null },
+  }
+}
+
+async function read(env: Env, tenantId: string, id: string, version: number | undefined) {
+  let found
+  try {
+    found = await templatesOf(env, tenantId, id).version(id, version)
+  } catch (cause) {
+    throw new ApiError('storage_unavailable', 'Templates cannot be read at the moment. Try again.', {
+      retryAfterS: 1,
+      cause,
+    })
+  }
+  if (found !== null) return found
+  const what = version === undefined ? `template '${id}'` : `version ${version} of template '${id}'`
+  throw new ApiError('not_found', `There is no ${what} here.`, { param: 'template' })
+}

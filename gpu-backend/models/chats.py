@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from recall import SYSTEMS, recall_conversation
-from tasks import Turn, short
+from tasks import Turn, counting, short
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
@@ -70,6 +70,8 @@ def batch(rng, encoder, bucket):
         if bucket == "short" and rng.random() < 0.8:
             system = None if rng.random() < 0.75 else rng.choice(SYSTEMS)
             turns = []
+        elif bucket == "medium" and rng.random() < 0.2:  # room for long counts
+            system, turns = None, [counting(rng, longest=60), counting(rng, longest=60)]
         else:
             system, turns = recall_conversation(rng, rng.randint(low, high) if high else rng.randint(0, 50))
             if bucket == "short" and rng.random() < 0.5:

@@ -36,6 +36,11 @@ def cases(seed, per_task, per_recall):
     for tokens in RECALL:
         found[f"recall after {tokens} tokens"] = [
             recall.recall_conversation(rng, tokens, test=True) for _ in range(per_recall if tokens > 100 else per_task)]
+    plain = found["recall a plain word after 1500 tokens"] = []
+    while len(plain) < per_recall:
+        system, turns = recall.recall_conversation(rng, 1500, test=True)
+        if turns[-1].answer[-2].strip().isalpha():
+            plain.append((system, turns))
     return found
 
 

@@ -21,6 +21,8 @@ from tiny_model import TinyQwen2, export, load
 
 MUON_LR, ADAM_LR, WARMUP_STEPS, LONG_EVERY = 0.02, 3e-3, 60, 3
 
+PER_TASK, PER_RECALL = 300, 100  # questions of the final evaluation
+
 
 def optimizers(model):
     """Muon for the hidden matrices, AdamW for the embedding, norms and biases."""
@@ -141,13 +143,13 @@ def main():
     else:
         state = torch.load(args.scratch / "checkpoint.pt")["state"]
     failures = {}
-    table = evaluate.accuracy(load(args.out), chats.Encoder(tokenizer), seed=7, per_task=500, per_recall=200, failures=failures)
+    table = evaluate.accuracy(load(args.out), chats.Encoder(tokenizer), seed=7, per_task=PER_TASK, per_recall=PER_RECALL, failures=failures)
     for name, wrong in failures.items():
         for user, answer, got in wrong[:4]:
             print(f"  {name}: {user!r} -> {tokenizer.decode(got)!r}, not {answer!r}")
     for name, value in table.items():
         print(f"| {name} | {100 * value:.1f}% |")
-    result = dict(held_out_accuracy=table, questions_per_task=500, questions_per_long_recall=200, training=dict(
+    result = dict(held_out_accuracy=table, questions_per_task=PER_TASK, questions_per_long_recall=PER_RECALL, training=dict(
         steps=state["step"], tokens=state["tokens"], minutes=round(state["seconds"] / 60, 1), parameters=sum(p.numel() for p in TinyQwen2().parameters())))
     (args.out / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
 

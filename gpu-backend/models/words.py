@@ -56,6 +56,10 @@ PROSE = "\n\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data
 PROSE_WORDS = sorted(set(re.findall(r"\b[a-z]{3,10}\b", PROSE)))
 WORDS = sorted(set(NOUNS + ADJECTIVES + VERBS + PROSE_WORDS))
 
+COMMON = """hello world banana mississippi computer keyboard python stressed level letter coffee pepper cocoa mama papa bamboo
+algorithm internet language model token engine cloud edge server house music friend happy monday sunday english history
+science number mountain flower picture window kitchen morning example secret welcome simple sample test word reverse""".split()
+
 VOWELS = "aaaeeeeiiooouuy"
 CONSONANTS = "bbccddffgghhjkkllmmnnppqrrssttvvwxzz"
 
@@ -76,7 +80,15 @@ def invented(rng, low=3, high=10):
 
 def word(rng):
     r = rng.random()
-    return rng.choice(NOUNS) if r < 0.4 else rng.choice(WORDS) if r < 0.65 else invented(rng)
+    if r < 0.12:
+        return rng.choice(COMMON)
+    return rng.choice(NOUNS) if r < 0.42 else rng.choice(WORDS) if r < 0.65 else invented(rng)
+
+
+def echoing(rng):
+    """Repeats a syllable, as banana and papaya do: copying must know where in the word it stands."""
+    syllable = rng.choice(CONSONANTS) + rng.choice(VOWELS) + rng.choice(("", "", rng.choice(CONSONANTS)))
+    return rng.choice(("", rng.choice(CONSONANTS), invented(rng, 2, 3))) + syllable * rng.choice((2, 2, 3)) + rng.choice(("", "", rng.choice(VOWELS), invented(rng, 2, 3)))
 
 
 def split_word(rng, draw, test):
@@ -94,9 +106,9 @@ def cased(rng, w):
 
 def code_word(rng, test=False):
     """BANANA, falcon, Zephyr, falcon-72, blue-falcon, qxkzv, X7K2: whatever a person may plant."""
-    w = cased(rng, split_word(rng, word, test))
+    w = cased(rng, split_word(rng, echoing if rng.random() < 0.15 else word, test))
     r = rng.random()
-    if r < 0.70:
+    if r < 0.64:
         return w
     if r < 0.80:
         return f"{w}-{rng.randint(0, 999)}"

@@ -3,7 +3,7 @@
     python make_oracle.py                 # the random fixtures and the shipped model
     python make_oracle.py --only tiny     # the shipped model alone, after its weights changed
 
-Needs torch, transformers, safetensors, numpy (versions in gpu-backend/models/README.md). Deterministic by seed.
+Needs torch, transformers, safetensors, numpy (versions in gpu-backend/models/requirements.txt). Deterministic by seed.
 
 NAME/            config.json, generation_config.json, model.safetensors: a random-weight checkpoint (absent for `tiny`,
                  whose folder is gpu-backend/models/tiny)

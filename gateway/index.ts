@@ -85,6 +85,11 @@ const app = new Hono<AppEnv>()
       throw new ApiError('model_not_found', `The model '${id}' does not exist here.`, { param: 'model' })
     return c.json(modelObject)
   })
+  .on(
+    ['POST', 'PUT', 'PATCH', 'DELETE'],
+    ['/v1/models', '/v1/models/*', '/healthz', '/readyz'],
+    wrongMethod('GET'),
+  )
   .get('/v1/usage', auth, scope('read'), standing, ...tenantUsage)
   .route('/v1/templates', templates)
   .route('/v1/jobs', jobs)
@@ -112,6 +117,7 @@ const app = new Hono<AppEnv>()
         ? cause
         : new ApiError('internal_error', 'Something failed here. It was logged under this x-request-id.')
     for (const [name, value] of Object.entries(error.headers)) c.header(name, value)
+    c.header('content-type', 'application/json')
     return new Response(JSON.stringify(error.body()), { status: error.status, headers: c.res.headers })
   })
 

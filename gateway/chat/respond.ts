@@ -33,28 +33,30 @@ export async function respond(
   const { cache } = c.var as Partial<typeof c.var>
   if (cache !== undefined) c.header('cache-status', cache.status)
   c.header('x-generation-id', form.generationId)
+  const first = await deltas.next()
   if (!form.stream) {
-    const answer = completion(form, deltas)
+    const answer = completion(form, first, deltas)
     const soon = await within(answer, json_patience_ms)
     if (soon !== 'silent') return c.json(soon)
     return c.body(patientJson(answer, abort), 200, { 'content-type': 'application/json' })
   }
-  const first = await deltas.next()
   c.header('content-type', 'text/event-stream; charset=utf-8')
   c.header('cache-control', 'no-cache, no-transform')
   c.header('x-accel-buffering', 'no')
   return c.body(eventStream(new ChunkWriter(form), first, deltas, abort), 200)
 }
 
-async function completion(form: AnswerForm, deltas: Deltas) {
+async function completion(form: AnswerForm, first: IteratorResult<Delta[]>, deltas: Deltas) {
   const texts: TextDelta[] = []
   let finish: FinishDelta | undefined
-  for await (const batch of deltas) {
+  const take = (batch: Delta[]) => {
     for (const delta of batch) {
       if (isFinishDelta(delta)) finish = delta
       else texts.push(delta)
     }
   }
+  if (first.done !== true) take(first.value)
+  for await (const batch of deltas) take(batch)
   if (finish === undefined) throw new ApiError('internal_error', 'The answer ended without a finish.')
   const content = texts.map((delta) => delta.text).join('')
   const logprobs = texts.flatMap((delta) => delta.logprobs ?? [])

@@ -11,7 +11,8 @@ import { root, StartError } from './settings.ts'
 
 const stop_ms_max = 1000
 const backoff_ms_first = 250
-const backoff_ms_max = 10_000
+/** Short enough that even what keeps dying is started again within two seconds. */
+const backoff_ms_max = 1_500
 /** Whoever lived this long gets its first restart without delay again. */
 const steady_ms = 10_000
 

@@ -88,6 +88,8 @@ const program = new Command('bench')
     if (!existsSync(`${here}/${suite}.ts`) || !suites.includes(suite)) {
       program.error(`no suite '${suite}'; there are: ${suites.join(', ')}`)
     }
+    // Before minutes of measuring, not after them.
+    if (options.json) writeFileSync(options.json, '', { flag: 'a' })
     const module = (await import(`./${suite}.ts`)) as Suite
     const results = await module.run({
       quick: options.quick,

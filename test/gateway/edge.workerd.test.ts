@@ -201,6 +201,8 @@ describe('bad input', () => {
     expect((await post('{"model":')).status).toBe(400)
     expect((await post('')).status).toBe(400)
     expect((await post(`{"x":"${'a'.repeat(4 * 1024 * 1024)}"}`)).status).toBe(413)
+    expect((await post('{')).headers.get('content-type')).toBe('application/json')
+    expect((await fetchEdge('/v1/models', { method: 'POST', headers })).status).toBe(405)
     const get = await fetchEdge('/v1/chat/completions', { headers })
     expect([get.status, get.headers.get('allow')]).toEqual([405, 'POST'])
     expect((await fetchEdge('/v1/nothing', { headers })).status).toBe(404)

@@ -58,7 +58,11 @@ def train(args, tokenizer, out, scratch):
     torch.manual_seed(args.seed)
     model = TinyQwen2()
     opts = optimizers(model)
-    state = dict(step=0, seconds=0.0, tokens=0)
+    state = dict(step=0, seconds=0.0, tokens=0, before=dict(steps=0, tokens=0, minutes=0.0))
+    if args.init:
+        model.load_state_dict(load(args.init).state_dict())
+        model.train()
+        state["before"] = json.loads((args.init / "eval.json").read_text())["training"]
     file = scratch / "checkpoint.pt"
     if file.exists():
         saved = torch.load(file)
@@ -68,7 +72,7 @@ def train(args, tokenizer, out, scratch):
         state = saved["state"]
     body = torch.compile(model, dynamic=False) if args.compile else model
     queue = multiprocessing.Queue(8)
-    seed = args.seed * 1000 + state["step"]
+    seed = args.seed * 1000 + state["before"]["steps"] + state["step"]
     multiprocessing.Process(target=chats.produce, args=(queue, out / "tokenizer.json", seed, list(chats.BUCKETS)), daemon=True).start()
     encoder = chats.Encoder(tokenizer)
     budget, last = args.minutes * 60, time.time()
@@ -111,6 +115,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny")
     parser.add_argument("--scratch", type=Path, required=True, help="checkpoints; a second run goes on from them")
+    parser.add_argument("--init", type=Path, help="a checkpoint folder to go on from, its training counted in eval.json (optimizers start anew)")
     parser.add_argument("--minutes", type=float, default=92)
     parser.add_argument("--eval-every", type=float, default=8, help="minutes")
     parser.add_argument("--short-steps", type=int, default=300, help="steps before the long rows join")
@@ -149,8 +154,14 @@ def main():
             print(f"  {name}: {user!r} -> {tokenizer.decode(got)!r}, not {answer!r}")
     for name, value in table.items():
         print(f"| {name} | {100 * value:.1f}% |")
-    result = dict(held_out_accuracy=table, questions_per_task=PER_TASK, questions_per_long_recall=PER_RECALL, training=dict(
-        steps=state["step"], tokens=state["tokens"], minutes=round(state["seconds"] / 60, 1), parameters=sum(p.numel() for p in TinyQwen2().parameters())))
+    before = state["before"]
+    training = dict(
+        steps=before["steps"] + state["step"],
+        tokens=before["tokens"] + state["tokens"],
+        minutes=round(before["minutes"] + state["seconds"] / 60, 1),
+        parameters=sum(p.numel() for p in TinyQwen2().parameters()),
+    )
+    result = dict(held_out_accuracy=table, questions_per_task=PER_TASK, questions_per_long_recall=PER_RECALL, training=training)
     (args.out / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -7,9 +7,11 @@
  */
 import { randomInt } from 'node:crypto'
 import { totalmem } from 'node:os'
-import type { FinishReason, Timing, TokenLogprobs, TokenUsage } from '../src/protocol.ts'
+import type { GrammarSpec } from '../src/grammar/grammar.ts'
 import type { GenerationDefaults, ResolvedSampling } from '../src/sampling.ts'
 import { CheckpointError, readCheckpoint, type Checkpoint } from './checkpoint.ts'
+import { readEvents, type EngineEvent } from './engine-events.ts'
+import { Grammars, type Constraint } from './grammars.ts'
 import {
   loadAddon,
   type EngineStats,
@@ -19,7 +21,7 @@ import {
 } from './native-addon.ts'
 
 export { CheckpointError }
-export type { EngineStats, TenantStats }
+export type { EngineEvent, EngineStats, TenantStats }
 
 export interface EngineOptions {
   modelDir: string
@@ -85,18 +87,16 @@ export interface EngineRequest {
   deadlineMs?: number
   /** With max_tokens 0: how long the prompt's blocks stay, whatever else wants memory. */
   pinMs?: number
+  /** What the answer may be; made by constrain(), closed when the answer ends. */
+  constraint?: Constraint
 }
-
-/** Completion tokens are those handed out; the token that stopped the answer is neither emitted nor counted. */
-export type EngineEvent =
-  | { type: 'tokens'; tokenIds: number[]; logprobs?: TokenLogprobs[] }
-  | { type: 'finish'; reason: FinishReason; usage: TokenUsage; timing: Timing }
-  | { type: 'error'; code: string; message: string; retryable: boolean }
 
 export interface Engine {
   readonly model: ModelInfo
   /** @returns a handle for cancel(). Throws InvalidRequestError, QueueFullError or EngineClosedError. */
   submit(request: EngineRequest, onEvent: (event: EngineEvent) => void): number
+  /** For one answer. Rejects with ApiError where the grammar cannot be served. */
+  constrain(grammar: GrammarSpec, sampling: ResolvedSampling): Promise<Constraint>
   /** Idempotent; the request still gets its final 'finish' with exact usage. */
   cancel(handle: number): void
   /** After close(): the last ones. */
@@ -131,6 +131,11 @@ export class IntegrityError extends EngineError {
   override name = 'IntegrityError'
 }
 
+interface Handler {
+  onEvent: (event: EngineEvent) => void
+  constraint: Constraint | undefined
+}
+
 const errors = { CheckpointError, InvalidRequestError, QueueFullError, EngineClosedError, IntegrityError }
 
 /** Native errors carry a name; here they become the class of that name. */
@@ -148,26 +153,30 @@ function attempt<T>(call: () => T): T {
   }
 }
 
-const finish_reasons = ['stop', 'length', 'cancelled', 'deadline'] as const satisfies FinishReason[]
-
 /** Rejects with CheckpointError: one clear line. */
 export async function openEngine(options: EngineOptions): Promise<Engine> {
   const checkpoint = await readCheckpoint(options.modelDir)
   checkpoint.config.tokenizerVocab = options.tokenizerVocabSize ?? checkpoint.config.tokenizerVocab
   const revision = weightsAsAsked(options, checkpoint)
   const device = deviceOf(options)
-  const handlers = new Map<number, (event: EngineEvent) => void>()
+  const handlers = new Map<number, Handler>()
+  const grammars = new Grammars({
+    modelDir: options.modelDir,
+    vocabSize: checkpoint.config.tokenizerVocab,
+    eosTokenIds: checkpoint.eosTokenIds,
+  })
   const load = (): Promise<NativeEngine> =>
     openNative({ ...options, revision, device }, checkpoint, () => deliver()).catch((error: unknown) => {
       throw typed(error)
     })
 
   function deliver(): void {
-    for (const [handle, event] of read(native)) {
+    for (const [handle, event] of readEvents(native)) {
       const handler = handlers.get(handle)
-      if (event.type !== 'tokens') handlers.delete(handle)
+      if (event.type === 'tokens') ask(handle, event.tokenIds)
+      else forget(handle)
       try {
-        handler?.(event)
+        handler?.onEvent(event)
       } catch (error) {
         queueMicrotask(() => {
           throw error
@@ -175,6 +184,28 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
       }
     }
     if (handlers.size === 0) native.keepAlive(false)
+  }
+
+  /** A constrained answer comes one token at a time: the engine waits for the mask of the next. */
+  function ask(handle: number, tokenIds: number[]): void {
+    const handler = handlers.get(handle)
+    for (const token of tokenIds)
+      handler?.constraint?.accept(
+        token,
+        (mask) => {
+          if (closing === undefined) native.mask(handle, mask ?? nothing)
+        },
+        ({ code, message }) => {
+          forget(handle)
+          if (closing === undefined) native.cancel(handle)
+          handler.onEvent({ type: 'error', code, message, retryable: false })
+        },
+      )
+  }
+
+  function forget(handle: number): void {
+    handlers.get(handle)?.constraint?.close()
+    handlers.delete(handle)
   }
 
   let native = await load()
@@ -195,9 +226,10 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
     submit(request, onEvent) {
       const handle = attempt(() => native.submit(toNative(request, checkpoint.eosTokenIds)))
       if (handlers.size === 0) native.keepAlive(true)
-      handlers.set(handle, onEvent)
+      handlers.set(handle, { onEvent, constraint: request.constraint })
       return handle
     },
+    constrain: (grammar, sampling) => grammars.open(grammar, stopIds(sampling, checkpoint.eosTokenIds)),
     cancel(handle) {
       if (closing === undefined) native.cancel(handle)
     },
@@ -215,9 +247,9 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
       native = await load()
       closing = undefined
     },
-    close() {
+    async close() {
       closed = true
-      return close()
+      await Promise.all([close(), grammars.close()])
     },
   }
 }
@@ -300,7 +332,10 @@ function describe(checkpoint: Checkpoint, native: NativeEngine, device: 'cpu' | 
   }
 }
 
-function toNative({ tokenIds, sampling, ...request }: EngineRequest, eos: number[]): NativeRequest {
+function toNative(
+  { tokenIds, sampling, constraint, ...request }: EngineRequest,
+  eos: number[],
+): NativeRequest {
   const biases = Object.entries(sampling.logit_bias)
   return {
     tokenIds,
@@ -319,54 +354,18 @@ function toNative({ tokenIds, sampling, ...request }: EngineRequest, eos: number
     seed: sampling.seed ?? randomInt(2 ** 48 - 1),
     maxTokens: sampling.max_tokens,
     minTokens: sampling.min_tokens,
-    stop: Uint32Array.from([...sampling.stop_token_ids, ...(sampling.ignore_eos ? [] : eos)]),
+    stop: Uint32Array.from(stopIds(sampling, eos)),
     logprobs: sampling.logprobs ?? -1,
     biasedTokens: Uint32Array.from(biases, ([id]) => Number(id)),
     biases: biases.map(([, bias]) => bias),
+    constrained: constraint !== undefined,
+    mask: constraint?.first ?? nothing,
   }
 }
 
-type Tokens = Extract<EngineEvent, { type: 'tokens' }>
+const nothing = new Uint32Array()
 
-/** The records since the last wake-up (layout: native/addon/mailbox.h); a request's tokens become one event. */
-function* read(native: NativeEngine): Generator<[handle: number, event: EngineEvent]> {
-  const { records, messages } = native.drain()
-  let at = 0
-  const next = (): number => records[at++] ?? 0
-  const open = new Map<number, Tokens>()
-  while (at < records.length) {
-    const kind = next()
-    const handle = next()
-    if (kind === 0) {
-      let event = open.get(handle)
-      if (event === undefined) open.set(handle, (event = { type: 'tokens', tokenIds: [] }))
-      const token = next()
-      event.tokenIds.push(token)
-      if (next() === 1) (event.logprobs ??= []).push(readLogprobs(token, next))
-      continue
-    }
-    const tokens = open.get(handle)
-    if (tokens !== undefined) yield [handle, tokens]
-    open.delete(handle)
-    if (kind === 1) yield [handle, readFinish(next)]
-    else
-      yield [
-        handle,
-        { type: 'error', code: 'engine_error', message: messages[next()] ?? '', retryable: true },
-      ]
-  }
-  yield* open
-}
-
-function readLogprobs(token_id: number, next: () => number): TokenLogprobs {
-  const logprob = next()
-  const top = Array.from({ length: next() }, () => ({ token_id: next(), logprob: next() }))
-  return { token_id, logprob, top }
-}
-
-function readFinish(next: () => number): EngineEvent {
-  const reason = finish_reasons[next()] ?? 'cancelled'
-  const usage = { prompt: next(), cached: next(), completion: next() }
-  const timing = { queue_ms: next(), prefill_ms: next(), decode_ms: next() }
-  return { type: 'finish', reason, usage, timing }
-}
+const stopIds = ({ stop_token_ids, ignore_eos }: ResolvedSampling, eos: number[]): number[] => [
+  ...stop_token_ids,
+  ...(ignore_eos ? [] : eos),
+]

@@ -9,6 +9,7 @@ import type { ResolvedSampling } from '../src/sampling.ts'
 import type { Engine, EngineEvent } from './engine.ts'
 import { errorCode, submitted } from './engine-errors.ts'
 import { EventQueue } from './event-queue.ts'
+import type { Constraint } from './grammars.ts'
 
 const usage_kept_ms = 10 * 60 * 1000
 const usages_max = 50_000
@@ -38,6 +39,9 @@ export interface Generation {
 
 interface Live extends Generation {
   ended: Promise<TokenUsage>
+  /** What its answers have used up to now. */
+  usage: () => TokenUsage
+  cancelOne: (index: number) => void
 }
 
 export class Generations {
@@ -55,14 +59,33 @@ export class Generations {
     return this.#live.size
   }
 
-  /** Throws ApiError when the engine does not take it. */
-  start(engine: Engine, request: GenerateRequest, sampling: ResolvedSampling): Generation {
+  /** Throws ApiError when the engine does not take it. @param constraints of its answers, by index; closed with them. */
+  start(
+    engine: Engine,
+    request: GenerateRequest,
+    sampling: ResolvedSampling,
+    constraints: Constraint[] = [],
+  ): Generation {
+    try {
+      return this.#start(engine, request, sampling, constraints)
+    } catch (error) {
+      for (const constraint of constraints) constraint.close()
+      throw error
+    }
+  }
+
+  #start(
+    engine: Engine,
+    request: GenerateRequest,
+    sampling: ResolvedSampling,
+    constraints: Constraint[],
+  ): Generation {
     const { request_id } = request
     if (this.#live.has(request_id))
       throw new ApiError('conflict', `A generation with request_id ${request_id} is under way`, {
         param: 'request_id',
       })
-    const count = request.sampling.n ?? 1
+    const count = sampling.n
     const events = new EventQueue(count)
     const ended = Promise.withResolvers<TokenUsage>()
     const watch = new Stopwatch(request.token_ids.length, count, this.#observer)
@@ -99,7 +122,8 @@ export class Generations {
     try {
       for (let index = 0; index < count; index++) {
         const seed = sampling.seed === null ? null : sampling.seed + index
-        const one = { ...native, sampling: { ...sampling, seed } }
+        const constraint = constraints[index]
+        const one = { ...native, sampling: { ...sampling, seed }, ...(constraint && { constraint }) }
         handles.push(submitted(() => engine.submit(one, (event) => take(event, index))))
       }
     } catch (error) {
@@ -108,14 +132,27 @@ export class Generations {
       throw error
     }
     if (failed) cancel()
-    const live = { events, cancel, ended: ended.promise }
+    const live: Live = {
+      events,
+      cancel,
+      ended: ended.promise,
+      usage: () => watch.usage,
+      cancelOne: (index) => handles.slice(index, index + 1).forEach((handle) => engine.cancel(handle)),
+    }
     if (open > 0) this.#live.set(request_id, live)
     return live
   }
 
-  /** Stops it if it runs; its exact usage, or null where nothing is known under the id. */
-  async cancel(request_id: string): Promise<TokenUsage | null> {
+  /**
+   * Stops it if it runs; its exact usage, or null where nothing is known under the id.
+   * @param index one of its answers, the others go on; null: all of it
+   */
+  async cancel(request_id: string, index: number | null = null): Promise<TokenUsage | null> {
     const live = this.#live.get(request_id)
+    if (live !== undefined && index !== null) {
+      live.cancelOne(index)
+      return live.usage()
+    }
     if (live !== undefined) {
       live.cancel()
       return live.ended
@@ -164,6 +201,10 @@ class Stopwatch {
     this.#usage = { prompt, cached: 0, completion: 0 }
     this.#last = Array.from({ length: answers }, () => null)
     this.#observer = observer
+  }
+
+  get usage(): TokenUsage {
+    return { ...this.#usage }
   }
 
   tokens(count: number, index: number): void {

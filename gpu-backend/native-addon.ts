@@ -100,6 +100,10 @@ export interface NativeRequest {
   logprobs: number
   biasedTokens: Uint32Array
   biases: number[]
+  /** Each token needs a mask: the first one's is `mask`, later ones come by mask(). */
+  constrained: boolean
+  /** One bit a token, in words from id 0 up; empty: nothing may come. */
+  mask: Uint32Array
 }
 
 export interface EngineStats {
@@ -150,6 +154,8 @@ export interface NativeInfo {
 export interface NativeEngine {
   submit(request: NativeRequest): number
   cancel(handle: number): void
+  /** For the next token of a constrained request; copied. A handle that is done is ignored. */
+  mask(handle: number, mask: Uint32Array): void
   /** What happened since the last call; the layout is written in addon/mailbox.h. */
   drain(): { records: Float64Array; messages: string[] }
   /** Whether Node must stay alive for the engine. */

@@ -5,13 +5,14 @@
 import { createHash, timingSafeEqual } from 'node:crypto'
 import { Hono, type MiddlewareHandler } from 'hono'
 import { bodyLimit } from 'hono/body-limit'
-import * as z from 'zod/mini'
 import { ApiError } from '../src/errors.ts'
+import { parse, parseJson } from '../src/json-body.ts'
 import { GenerateRequest, PrefixRequest, type CancelResponse, type ModelCard } from '../src/protocol.ts'
 import { resolveSampling, type ResolvedSampling } from '../src/sampling.ts'
 import type { Engine } from './engine.ts'
 import { eventStream } from './event-queue.ts'
 import { Generations, type Outcome } from './generations.ts'
+import type { Constraint } from './grammars.ts'
 import { createMetrics } from './metrics.ts'
 import { warmPrefix } from './prefixes.ts'
 
@@ -69,13 +70,10 @@ export function createService(options: ServiceOptions): Service {
     .get('/v1/model', (c) => c.json(running().card))
     .post('/v1/generate', limitBody, async (c) => {
       const { engine, card } = accepting()
-      const request = parse(GenerateRequest, await readJson(c.req.raw))
+      const request = parse(GenerateRequest, parseJson(await c.req.text()))
       const signal = c.req.raw.signal
-      const generation = generations.start(
-        engine,
-        request,
-        sampling(request, card, engine.model.contextLength),
-      )
+      const resolved = sampling(request, card, engine.model.contextLength)
+      const generation = generations.start(engine, request, resolved, await constraints(engine, resolved))
       if (!(await generation.events.waited({ signal }))) {
         generation.cancel()
         return new Response(null, { status: status_client_gone })
@@ -91,12 +89,14 @@ export function createService(options: ServiceOptions): Service {
     })
     .post('/v1/generate/:request_id/cancel', async (c) => {
       const request_id = c.req.param('request_id')
-      const answer: CancelResponse = { request_id, usage: await generations.cancel(request_id) }
+      const index = c.req.query('index')
+      const usage = await generations.cancel(request_id, index === undefined ? null : Number(index))
+      const answer: CancelResponse = { request_id, usage }
       return c.json(answer)
     })
     .post('/v1/prefixes', limitBody, async (c) => {
       const { engine } = accepting()
-      const request = parse(PrefixRequest, await readJson(c.req.raw))
+      const request = parse(PrefixRequest, parseJson(await c.req.text()))
       if (request.token_ids.length > engine.model.contextLength)
         throw new ApiError(
           'context_length_exceeded',
@@ -171,25 +171,6 @@ function secretRequired(secret: string): MiddlewareHandler {
   }
 }
 
-async function readJson(request: Request): Promise<unknown> {
-  const text = await request.text()
-  try {
-    return JSON.parse(text)
-  } catch (error) {
-    throw new ApiError('invalid_json', 'The body is no JSON', { cause: error })
-  }
-}
-
-function parse<T>(schema: z.ZodMiniType<T>, body: unknown): T {
-  const parsed = schema.safeParse(body)
-  if (parsed.success) return parsed.data
-  const issue = parsed.error.issues[0]
-  const param = issue === undefined ? '' : z.core.toDotPath(issue.path)
-  const why = issue?.message ?? 'invalid'
-  if (param === '') throw new ApiError('invalid_value', `body: ${why}`)
-  throw new ApiError('invalid_value', `${param}: ${why}`, { param })
-}
-
 /** @param context tokens: what the engine's memory holds, at most what the model knows. */
 function sampling(request: GenerateRequest, card: ModelCard, context: number): ResolvedSampling {
   if (request.model !== card.id)
@@ -206,4 +187,18 @@ function sampling(request: GenerateRequest, card: ModelCard, context: number): R
       { param: prompt >= context ? 'token_ids' : 'sampling.max_tokens' },
     )
   return resolveSampling(request.sampling, card.generation, room)
+}
+
+/** One for each answer, all of one grammar; none where it is free. */
+async function constraints(engine: Engine, sampling: ResolvedSampling): Promise<Constraint[]> {
+  const { grammar, n } = sampling
+  if (grammar === null) return []
+  const opened = await Promise.allSettled(
+    Array.from({ length: n }, () => engine.constrain(grammar, sampling)),
+  )
+  const failed = opened.find(({ status }) => status === 'rejected')
+  if (failed?.status !== 'rejected')
+    return opened.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
+  for (const one of opened) if (one.status === 'fulfilled') one.value.close()
+  throw failed.reason
 }

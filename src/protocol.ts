@@ -3,6 +3,7 @@
  *
  *   POST /v1/generate                        GenerateRequest -> events: GenerateEvent ... , the last one has `finish_reason`
  *   POST /v1/generate/{request_id}/cancel    -> { usage }; idempotent, usage is kept for 10 minutes
+ *                                            ?index=i stops one of several answers
  *   POST /v1/prefixes                        PrefixRequest -> PrefixResponse, once the prefix is computed
  *   GET  /v1/model                           -> ModelCard
  *
@@ -22,11 +23,8 @@ const isTokenIds = (value: unknown): boolean =>
 export const GenerateRequest = z.object({
   request_id: z.string().check(z.regex(/^[\w.:-]{1,128}$/)),
   model: z.string(),
-  token_ids: z.custom<number[]>(isTokenIds, 'expected a list of at least one token id'),
-  sampling: z.extend(Sampling, {
-    /** Answers to one prompt, each with its `index`; answer i is sampled with seed + i. */
-    n: z.optional(z.int().check(z.gte(1), z.lte(16))),
-  }),
+  token_ids: z.custom<number[]>(isTokenIds, 'must be a list of at least one token id'),
+  sampling: Sampling,
   cache: z.optional(
     z.object({
       /** Who may reuse the blocks: the tenant. Empty: nobody's in particular. */
@@ -44,7 +42,7 @@ export type GenerateRequest = z.infer<typeof GenerateRequest>
 
 /** Computes a prompt's keys and values before anybody asks with it. */
 export const PrefixRequest = z.object({
-  token_ids: z.custom<number[]>(isTokenIds, 'expected a list of at least one token id'),
+  token_ids: z.custom<number[]>(isTokenIds, 'must be a list of at least one token id'),
   salt: z.optional(z.string().check(z.maxLength(256))),
   shared_prefix_tokens: z.optional(z.int().check(z.gte(0))),
   /** How long it stays whatever else wants memory; pins may hold half of it, and the first to lapse yields. */

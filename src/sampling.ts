@@ -3,6 +3,7 @@
  * temperature 0 is pure greedy: then no default penalty applies, only one that was asked for.
  */
 import * as z from 'zod/mini'
+import { GrammarSpec } from './grammar/grammar.ts'
 
 const int32 = z.int().check(z.gte(-2147483648), z.lte(2147483647))
 
@@ -26,6 +27,10 @@ export const Sampling = z.object({
   ),
   /** How many alternatives to report with each token; 0 reports the chosen one alone. */
   logprobs: z.optional(z.int().check(z.gte(0), z.lte(20))),
+  /** Answers to one prompt, each with its `index`; answer i is sampled with seed + i. */
+  n: z.optional(z.int().check(z.gte(1), z.lte(16))),
+  /** What the answer must look like. Its log-probabilities are then those among what is allowed. */
+  grammar: z.optional(GrammarSpec),
 })
 export type Sampling = z.infer<typeof Sampling>
 
@@ -54,6 +59,8 @@ export interface ResolvedSampling {
   ignore_eos: boolean
   logit_bias: Record<string, number>
   logprobs: number | null
+  n: number
+  grammar: GrammarSpec | null
 }
 
 /** @param room how many tokens the context still holds after the prompt; the limit when the caller sets none. */
@@ -80,6 +87,8 @@ export function resolveSampling(
     ignore_eos: asked.ignore_eos ?? false,
     logit_bias: asked.logit_bias ?? {},
     logprobs: asked.logprobs ?? null,
+    n: asked.n ?? 1,
+    grammar: asked.grammar ?? null,
   }
 }
 

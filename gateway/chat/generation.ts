@@ -160,8 +160,13 @@ const wireRequest = (prompt: Prompt, context: GenerationContext) => ({
   priority: prompt.priority ?? 0,
 })
 
-function wireSampling({ sampling: { seed, logprobs, ...rest } }: Prompt) {
-  return { ...rest, ...(seed === null ? {} : { seed }), ...(logprobs === null ? {} : { logprobs }) }
+function wireSampling({ sampling: { seed, logprobs, grammar, ...rest } }: Prompt) {
+  return {
+    ...rest,
+    ...(seed === null ? {} : { seed }),
+    ...(logprobs === null ? {} : { logprobs }),
+    ...(grammar === null ? {} : { grammar }),
+  }
 }
 
 /** Tokens to text: never half a character, nothing of a stop string. */

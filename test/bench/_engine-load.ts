@@ -43,6 +43,8 @@ export function ask(engine: Engine, length: number, max_tokens: number, options:
           ignore_eos: true,
           logit_bias: {},
           logprobs: null,
+          n: 1,
+          grammar: null,
         },
       },
       (event) => {

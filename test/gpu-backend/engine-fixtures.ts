@@ -79,6 +79,8 @@ export const greedy: ResolvedSampling = {
   ignore_eos: true,
   logit_bias: {},
   logprobs: null,
+  n: 1,
+  grammar: null,
 }
 
 export type Finish = Extract<EngineEvent, { type: 'finish' }>

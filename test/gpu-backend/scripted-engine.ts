@@ -72,6 +72,7 @@ export function scriptedEngine(script: (run: Run) => void = counting, contextLen
       acceptedTokens: 0,
     }),
     tenants: () => [],
+    constrain: async () => ({ first: null, accept: () => undefined, close: () => undefined }),
     sleep: async () => undefined,
     wake: async () => undefined,
     checkIntegrity: () => undefined,

@@ -101,7 +101,7 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
     Napi::Function type = DefineClass(
         env, "NativeEngine",
         {InstanceMethod<&NativeEngine::submit>("submit"), InstanceMethod<&NativeEngine::cancel>("cancel"),
-         InstanceMethod<&NativeEngine::drain>("drain"), InstanceMethod<&NativeEngine::keep_alive>("keepAlive"),
+         InstanceMethod<&NativeEngine::mask>("mask"), InstanceMethod<&NativeEngine::drain>("drain"), InstanceMethod<&NativeEngine::keep_alive>("keepAlive"),
          InstanceMethod<&NativeEngine::stats>("stats"),
          InstanceMethod<&NativeEngine::tenants>("tenants"), InstanceMethod<&NativeEngine::info>("info"),
          InstanceMethod<&NativeEngine::logits>("logits"),
@@ -130,6 +130,12 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
   Napi::Value cancel(const Napi::CallbackInfo& info) {
     return guarded(info, [&] {
       engine().cancel(info[0].ToNumber().Uint32Value());
+      return info.Env().Undefined();
+    });
+  }
+  Napi::Value mask(const Napi::CallbackInfo& info) {
+    return guarded(info, [&] {
+      engine().mask(info[0].ToNumber().Uint32Value(), parse_mask(info[1]));
       return info.Env().Undefined();
     });
   }

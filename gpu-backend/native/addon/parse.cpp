@@ -140,6 +140,13 @@ OpenRequest parse_open(const Napi::Object& object) {
   return request;
 }
 
+TokenMask parse_mask(const Napi::Value& value) {
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint32_array)
+    refuse("mask", "a Uint32Array");
+  const auto words = value.As<Napi::Uint32Array>();
+  return {words.Data(), words.Data() + words.ElementLength()};
+}
+
 Request parse_request(const Napi::Object& object) {
   Request request;
   request.tokens = tokens(object, "tokenIds");
@@ -168,6 +175,8 @@ Request parse_request(const Napi::Object& object) {
   const Napi::Array biases = list(object, "biases");
   for (std::size_t i = 0; i < biased.size(); ++i)
     sampling.logit_bias.emplace_back(biased[i], biases.Get(static_cast<std::uint32_t>(i)).ToNumber().FloatValue());
+
+  if (boolean(object, "constrained")) request.mask = parse_mask(object.Get("mask"));
 
   if (sampling.temperature < 0) refuse("temperature", "0 or more");
   if (!(sampling.top_p > 0 && sampling.top_p <= 1)) refuse("top_p", "above 0 and at most 1");

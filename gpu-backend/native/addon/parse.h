@@ -26,4 +26,7 @@ struct OpenRequest {
 OpenRequest parse_open(const Napi::Object& object);
 Request parse_request(const Napi::Object& object);
 
+/** Throws Error(invalid_request) unless it is a Uint32Array. */
+TokenMask parse_mask(const Napi::Value& value);
+
 }  // namespace qe

@@ -28,6 +28,10 @@ std::size_t blocks_in(const EngineOptions& options, const Ops& ops, const Attent
   return std::min<std::size_t>(blocks, 0xffffffff);
 }
 
+bool allows_any(const TokenMask& mask) {
+  return std::ranges::any_of(mask, [](std::uint32_t word) { return word != 0; });
+}
+
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Ops> ops, const ModelConfig& config, std::unique_ptr<Checkpoint> checkpoint,
@@ -84,8 +88,9 @@ std::uint32_t Engine::submit(Request request) {
       refuse(concat("a pinned prefix may take half of the KV memory, ", cache_.total() / 2 * kBlockSize, " tokens"));
     sequence.pin_until = sequence.submitted + std::chrono::microseconds(std::llround(request.pin_ms * 1000));
   }
+  sequence.constrained = request.mask.has_value();
   Sampler sampler(std::move(request.sampling), config.tokenizer_vocab, sequence.tokens);
-  auto generation = std::make_unique<Generation>(std::move(sequence), std::move(sampler));
+  auto generation = std::make_unique<Generation>(std::move(sequence), std::move(sampler), std::move(request.mask));
 
   const std::scoped_lock lock(mutex_);
   if (closing_) throw Error(ErrorCode::closed, "the engine is closed");
@@ -127,18 +132,26 @@ EngineStats Engine::stats() const {
 }
 
 void Engine::loop() {
+  constexpr auto kDeadlineCheck = std::chrono::milliseconds(10);
+  bool worked = false;
   for (;;) {
     {
       std::unique_lock lock(mutex_);
-      if (generations_.empty())
-        wake_.wait(lock,
-                   [this] { return closing_ || !incoming_.empty() || !cancelled_.empty() || !commands_.empty(); });
+      const auto called = [this] {
+        return closing_ || !incoming_.empty() || !cancelled_.empty() || !commands_.empty() || !masks_.empty();
+      };
+      if (generations_.empty()) {
+        wake_.wait(lock, called);
+      } else if (!worked) {  // everybody waits for a mask
+        wake_.wait_for(lock, kDeadlineCheck, called);
+      }
       if (closing_) break;
     }
     try {
       take_in();
       expire();
-      step();
+      sample_kept();
+      worked = step();
       if (generations_.empty() && options_.check_when_idle) scheduler_.check_integrity();
     } catch (const std::exception& error) {
       fail_all(error.what());
@@ -164,6 +177,7 @@ bool Engine::step() {
     (decodes ? decoding : prefilling) += slice.count;
   }
   chunks_.observe(decoding, prefilling, milliseconds(start, Clock::now()));
+  take_masks();
   postprocess(plan, logits);
   ++counters_.steps;
   return true;
@@ -231,27 +245,41 @@ void Engine::postprocess(const std::vector<Slice>& plan, std::span<const float> 
     the steps one by one would sample, since neither bits nor noise depend on the step. logits: [draft + 1][vocab] */
 void Engine::append_sampled(const Slice& slice, std::span<const float> logits) {
   Sequence& sequence = *slice.sequence;
-  Sampler& sampler = generations_.at(sequence.handle)->sampler;
+  Generation& generation = *generations_.at(sequence.handle);
+  const Sampler& sampler = generation.sampler;
   const std::size_t vocab = model_.config().vocab;
   if (sequence.generated() == 0) sequence.first_token = Clock::now();
   if (sampler.params().max_tokens == 0) {
     if (sequence.pin_until) scheduler_.pin(sequence, *sequence.pin_until);
     return finish(sequence, FinishReason::length);
   }
-  const std::vector<TokenId>& stop = sampler.params().stop;
   counters_.drafted_tokens += slice.draft;
   for (std::size_t right = 0;; ++right) {
-    Sampled sampled = sampler.next(logits.subspan(right * vocab, vocab), sequence.tokens.size());
-    ++counters_.generated_tokens;
-    if (std::ranges::find(stop, sampled.token) != stop.end()) return finish(sequence, FinishReason::stop);
-    const TokenId token = sampled.token;
-    sequence.tokens.push_back(token);
-    events_.emplace_back(TokenEvent{sequence.handle, sampler.params().logprobs >= 0, std::move(sampled)});
-    if (sequence.generated() == sampler.params().max_tokens) return finish(sequence, FinishReason::length);
-    if (right == slice.draft || sequence.draft[right] != token) return Scheduler::judge_draft(sequence, right);
+    const std::span<const float> row = logits.subspan(right * vocab, vocab);
+    if (sequence.constrained && !generation.mask) return generation.logits.assign(row.begin(), row.end());
+    if (!sample(generation, row)) return;
+    if (right == slice.draft || sequence.draft[right] != sequence.tokens.back())
+      return Scheduler::judge_draft(sequence, right);
     scheduler_.commit(sequence, 1);
     ++counters_.accepted_tokens;
   }
+}
+
+/** The next token of a sequence, if its mask lets one come; @returns whether it goes on. logits: [vocab] */
+bool Engine::sample(Generation& generation, std::span<const float> logits) {
+  Sequence& sequence = generation.sequence;
+  Sampler& sampler = generation.sampler;
+  const std::optional<TokenMask> mask = std::exchange(generation.mask, std::nullopt);
+  generation.logits.clear();
+  const auto end = [&](FinishReason reason) { return finish(sequence, reason), false; };
+  if (mask && !allows_any(*mask)) return end(FinishReason::stop);
+  Sampled sampled = sampler.next(logits, sequence.tokens.size(), mask ? *mask : TokenMask{});
+  ++counters_.generated_tokens;
+  const std::vector<TokenId>& stop = sampler.params().stop;
+  if (std::ranges::find(stop, sampled.token) != stop.end()) return end(FinishReason::stop);
+  sequence.tokens.push_back(sampled.token);
+  events_.emplace_back(TokenEvent{sequence.handle, sampler.params().logprobs >= 0, std::move(sampled)});
+  return sequence.generated() < sampler.params().max_tokens || end(FinishReason::length);
 }
 
 /** Ends a generation: its blocks go back, its last event goes out, and the sequence is gone. */

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -28,6 +29,9 @@ struct EngineOptions {
   bool check_when_idle = false;  // check_integrity() whenever the last request has ended
 };
 
+/** One bit a token, in words from id 0 up; no words: nothing may come. */
+using TokenMask = std::vector<std::uint32_t>;
+
 struct Request {
   std::vector<TokenId> tokens;
   SamplingParams sampling;  // max_tokens 0 computes the prompt and ends: it warms the prefix cache
@@ -36,6 +40,7 @@ struct Request {
   int priority = 0;               // higher runs first
   double deadline_ms = 0;         // from now; 0: none
   double pin_ms = 0;              // with max_tokens 0: how long the prompt's blocks stay, whatever else wants memory
+  std::optional<TokenMask> mask;  // of the first token; then each further token waits for its own, see Engine::mask
 };
 
 struct EngineStats {
@@ -71,6 +76,11 @@ class Engine {
   std::uint32_t submit(Request request);
   /** Ends the request within one step; a handle that is unknown or done is ignored. */
   void cancel(std::uint32_t handle);
+  /**
+   * What a constrained request's next token may be; its answer ends with `stop` where nothing may come. Logits that were
+   * computed before their mask is here are kept, and the sequence is left out of further steps until it is.
+   */
+  void mask(std::uint32_t handle, TokenMask mask);
   /** Cancels everything, hands out the last events and waits for the thread to end. Idempotent, one caller at a time.
    */
   void close();
@@ -92,6 +102,8 @@ class Engine {
   struct Generation {
     Sequence sequence;
     Sampler sampler;
+    std::optional<TokenMask> mask;    // of the next token, where it is constrained and known
+    std::vector<float> logits;        // [vocab], of the next token, while its mask is not here
   };
 
   void loop();
@@ -101,6 +113,9 @@ class Engine {
   const Batch& batch_of(const std::vector<Slice>& plan);
   void postprocess(const std::vector<Slice>& plan, std::span<const float> logits);
   void append_sampled(const Slice& slice, std::span<const float> logits);
+  bool sample(Generation& generation, std::span<const float> logits);
+  void take_masks();
+  void sample_kept();
   void finish(Sequence& sequence, FinishReason reason);
   void fail_all(const std::string& message);
   void publish_stats();
@@ -123,6 +138,7 @@ class Engine {
   std::condition_variable wake_;
   std::vector<std::unique_ptr<Generation>> incoming_;
   std::vector<std::uint32_t> cancelled_;
+  std::vector<std::pair<std::uint32_t, TokenMask>> masks_;
   std::vector<std::function<void()>> commands_;
   EngineStats shown_{};
   std::vector<PrefixCache::TenantCounters> shown_tenants_;

@@ -76,13 +76,20 @@ void Sampler::adjust(std::span<float> logits) const {
       if (token < logits.size()) logits[token] = kImpossible;
 }
 
-Sampled Sampler::next(std::span<const float> logits, std::size_t position) {
-  const std::span<const float> raw = logits.first(std::min(vocab_, logits.size()));
+Sampled Sampler::next(std::span<const float> logits, std::size_t position, std::span<const std::uint32_t> mask) {
+  std::span<const float> raw = logits.first(std::min(vocab_, logits.size()));
+  if (!mask.empty()) {
+    allowed_.assign(raw.begin(), raw.end());
+    for (std::size_t i = 0; i < allowed_.size(); ++i)
+      if (i / 32 >= mask.size() || (mask[i / 32] >> i % 32 & 1) == 0) allowed_[i] = kImpossible;
+    raw = allowed_;
+  }
   std::span<const float> used = raw;
   if (adjusts()) {
     adjusted_.assign(raw.begin(), raw.end());
     adjust(adjusted_);
-    used = adjusted_;
+    // What a mask leaves may all be stop ids that min_tokens forbids: the mask has the last word.
+    if (mask.empty() || adjusted_[argmax(adjusted_)] != kImpossible) used = adjusted_;
   }
   Sampled sampled;
   sampled.token = params_.temperature == 0 ? argmax(used) : draw(used, position);
@@ -91,7 +98,7 @@ Sampled Sampler::next(std::span<const float> logits, std::size_t position) {
     const auto logprob = [&](TokenId token) { return static_cast<float>(static_cast<double>(raw[token]) - norm); };
     sampled.logprob = logprob(sampled.token);
     for (const TokenId token : best(raw, static_cast<std::size_t>(params_.logprobs)))
-      sampled.top.push_back({token, logprob(token)});
+      if (raw[token] != kImpossible) sampled.top.push_back({token, logprob(token)});
   }
   ++generated_;
   if (params_.repetition_penalty != 1 || params_.presence_penalty != 0 || params_.frequency_penalty != 0)

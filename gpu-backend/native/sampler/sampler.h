@@ -41,11 +41,11 @@ struct Sampled {
 /**
  * Chooses one sequence's next tokens.
  *
- * Order: logit bias; repetition penalty (divides positive, multiplies negative logits of tokens seen); presence and
+ * Order: the mask (what it leaves out is impossible); logit bias; repetition penalty (divides positive, multiplies negative logits of tokens seen); presence and
  * frequency penalties; stop ids out while fewer than min_tokens; temperature; top_k; top_p (the smallest set of most
  * likely tokens whose mass reaches it, renormalised after top_k); min_p; then one draw by inverse distribution (most
  * likely first; by id when neither top_k nor top_p cuts) with the uniform number of (seed, position). That is the order
- * of transformers' processors. Log-probabilities are those of the model, before all of it. Equal logits rank by id, so
+ * of transformers' processors. Log-probabilities are those of the model, before all of it but the mask (as vLLM's). Equal logits rank by id, so
  * a draw is reproducible. The sum over the vocabulary is in double precision and skips tokens below e^-40 of the best.
  */
 class Sampler {
@@ -53,8 +53,11 @@ class Sampler {
   /** @param vocab tokens that exist; logits beyond are padding and never chosen */
   Sampler(SamplingParams params, std::size_t vocab, std::span<const TokenId> prompt);
 
-  /** @param logits [rows of the embedding] @param position absolute, of the token to choose */
-  Sampled next(std::span<const float> logits, std::size_t position);
+  /**
+   * @param logits [rows of the embedding] @param position absolute, of the token to choose
+   * @param mask one bit a token, in words from id 0 up, at least one of them set; empty: every token may come
+   */
+  Sampled next(std::span<const float> logits, std::size_t position, std::span<const std::uint32_t> mask = {});
 
   [[nodiscard]] const SamplingParams& params() const { return params_; }
 
@@ -67,7 +70,7 @@ class Sampler {
   std::size_t vocab_;
   std::size_t generated_ = 0;
   std::unordered_map<TokenId, std::uint32_t> output_counts_;  // every token of prompt and output; prompt counts 0
-  std::vector<float> adjusted_;                               // [vocab], scratch
+  std::vector<float> allowed_, adjusted_;                     // [vocab], scratch
 };
 
 /** The index of the largest number, the lowest among equals. */

@@ -92,6 +92,7 @@ std::vector<Slice> Scheduler::schedule() {
 
 /** Guesses as many tokens as the step has rows for, if that takes no block from anybody. */
 void Scheduler::draft(Sequence& sequence, std::size_t decoding) {
+  if (sequence.constrained) return;
   if (sequence.draft_pause > 0) {
     --sequence.draft_pause;
     return;

@@ -34,6 +34,7 @@ struct Sequence {
   std::vector<Hash> names;            // chain hashes of the leading full blocks, filled as needed
   std::optional<std::size_t> cached;  // prompt tokens found in the cache before any preemption
   bool preempted = false;
+  bool constrained = false;  // each token waits for its mask, so nothing is guessed ahead
 
   std::vector<TokenId> draft;     // guesses that the step under way verifies
   unsigned draft_misses = 0;      // drafts in a row of which nothing was right

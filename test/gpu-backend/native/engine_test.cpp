@@ -6,6 +6,7 @@
 #include <future>
 #include <map>
 #include <random>
+#include <set>
 
 #include "base/error.h"
 #include "check.h"
@@ -23,7 +24,16 @@ struct Answer {
   std::string failure;
 };
 
-/** An engine and what its events said. */
+/** Allows a third of the tokens, another third at each position of an answer; ends it before its 20th token. */
+TokenMask mask_at(std::size_t generated) {
+  TokenMask mask(4);
+  if (generated < 19)
+    for (TokenId id = 0; id < 97; ++id)
+      if ((id + generated) % 3 == 0) mask[id / 32] |= 1u << id % 32;
+  return mask;
+}
+
+/** An engine and what its events said; constrained requests get each mask a while after the token before. */
 class Bench {
  public:
   explicit Bench(const TinyModel& model, std::size_t blocks, SchedulerLimits limits = {}, unsigned threads = 1,
@@ -39,9 +49,27 @@ class Bench {
     options.check_when_idle = true;
     engine_ = std::make_unique<Engine>(std::move(ops), model.config, model.open(), options,
                                        [this](std::vector<Event>&& events) { take(events); });
+    courier_ = std::thread([this] { deliver(); });
+  }
+
+  ~Bench() {
+    {
+      const std::scoped_lock lock(mutex_);
+      closing_ = true;
+    }
+    changed_.notify_all();
+    courier_.join();
   }
 
   Engine& engine() { return *engine_; }
+
+  std::uint32_t submit(Request request) {
+    const bool constrained = request.mask.has_value();
+    const std::scoped_lock lock(mutex_);  // before its first token can be taken
+    const std::uint32_t handle = engine_->submit(std::move(request));
+    if (constrained) constrained_.insert(handle);
+    return handle;
+  }
 
   Answer wait(std::uint32_t handle) {
     std::unique_lock lock(mutex_);
@@ -49,7 +77,7 @@ class Bench {
           concat("no end of ", handle));
     return answers_[handle];
   }
-  Answer ask(Request request) { return wait(engine_->submit(std::move(request))); }
+  Answer ask(Request request) { return wait(submit(std::move(request))); }
 
  private:
   bool ended(std::uint32_t handle) { return answers_[handle].finish || !answers_[handle].failure.empty(); }
@@ -59,6 +87,7 @@ class Bench {
       if (const auto* token = std::get_if<TokenEvent>(&event)) {
         CHECK(!ended(token->handle));
         answers_[token->handle].tokens.push_back(token->sampled.token);
+        if (constrained_.contains(token->handle)) owed_.push_back(token->handle);
       } else if (const auto* finish = std::get_if<FinishEvent>(&event)) {
         CHECK(!ended(finish->handle));
         answers_[finish->handle].finish = *finish;
@@ -70,10 +99,30 @@ class Bench {
     changed_.notify_all();
   }
 
+  void deliver() {
+    std::mt19937 random(1);
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [this] { return closing_ || !owed_.empty(); });
+      if (closing_) return;
+      for (const std::uint32_t handle : std::exchange(owed_, {})) {
+        const std::size_t generated = answers_[handle].tokens.size();
+        lock.unlock();
+        if (random() % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 400));
+        engine_->mask(handle, mask_at(generated));
+        lock.lock();
+      }
+    }
+  }
+
   std::mutex mutex_;
   std::condition_variable changed_;
   std::map<std::uint32_t, Answer> answers_;
+  std::set<std::uint32_t> constrained_;
+  std::vector<std::uint32_t> owed_;
+  bool closing_ = false;
   std::unique_ptr<Engine> engine_;
+  std::thread courier_;
 };
 
 Request request_of(std::mt19937& random, std::size_t longest) {
@@ -90,6 +139,7 @@ Request request_of(std::mt19937& random, std::size_t longest) {
   request.salt = std::string(random() % 3, 'x');
   request.shared_prefix = random() % 2 == 0 ? 0 : length / 2;
   request.priority = static_cast<int>(random() % 3);
+  if (random() % 3 == 0) request.mask = mask_at(0);
   return request;
 }
 
@@ -110,7 +160,7 @@ std::uint64_t interleave(unsigned seed, int requests, unsigned threads) {
     std::vector<std::pair<Request, std::uint32_t>> asked;
     for (int i = 0; i < requests; ++i) {
       const Request request = request_of(random, 100);
-      asked.emplace_back(request, bench.engine().submit(request));
+      asked.emplace_back(request, bench.submit(request));
       if (random() % 4 == 0) bench.engine().cancel(asked[random() % asked.size()].second);
       if (random() % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 1500));
       if (i % 50 == 0) bench.engine().check_integrity();
@@ -119,8 +169,13 @@ std::uint64_t interleave(unsigned seed, int requests, unsigned threads) {
       const Answer answer = bench.wait(handle);
       CHECK(answer.failure.empty(), answer.failure);
       CHECK(answer.finish->completion == answer.tokens.size());
-      CHECK(answer.finish->reason == FinishReason::length || answer.finish->reason == FinishReason::cancelled);
-      CHECK((answer.tokens.size() == request.sampling.max_tokens) == (answer.finish->reason == FinishReason::length));
+      const bool whole = answer.tokens.size() == request.sampling.max_tokens;
+      const bool masked_out = !whole && request.mask && answer.tokens.size() == 19;
+      const FinishReason ended = whole        ? FinishReason::length
+                                 : masked_out ? FinishReason::stop
+                                              : FinishReason::cancelled;
+      CHECK(answer.finish->reason == ended || (masked_out && answer.finish->reason == FinishReason::cancelled));
+      for (std::size_t i = 0; request.mask && i < answer.tokens.size(); ++i) CHECK((answer.tokens[i] + i) % 3 == 0);
       survivors.emplace_back(request, answer);
     }
     bench.engine().check_integrity();
@@ -161,7 +216,7 @@ TEST("engine: scarce memory preempts and still answers alike") {
     for (int i = 0; i < 12; ++i) {
       Request request = request_of(random, 60);
       request.sampling.max_tokens = 60;
-      handles.push_back(bench.engine().submit(request));
+      handles.push_back(bench.submit(request));
     }
     std::vector<std::vector<TokenId>> all;
     for (const std::uint32_t handle : handles) all.push_back(bench.wait(handle).tokens);
@@ -323,7 +378,7 @@ TEST("engine: submit, cancel, stats and checks from many threads at once") {
     callers.emplace_back([&, t] {
       std::mt19937 random(t);
       for (int i = 0; i < 25; ++i) {
-        const std::uint32_t handle = bench.engine().submit(request_of(random, 60));
+        const std::uint32_t handle = bench.submit(request_of(random, 60));
         if (random() % 2 == 0) bench.engine().cancel(handle);
         if (random() % 8 == 0) bench.engine().check_integrity();
         (void)bench.engine().stats();

@@ -155,6 +155,48 @@ TEST("sampler: log-probabilities are the model's own, whatever is done to choose
   CHECK(Sampler(none, 300, {}).next(logits, 0).top.empty());
 }
 
+TEST("sampler: a mask leaves what sampling without the others would give") {
+  std::mt19937 random(3);
+  for (unsigned round = 0; round < 60; ++round) {
+    const std::size_t vocab = 40 + random() % 100;
+    const Floats logits = logits_of(vocab, round);
+    std::vector<std::uint32_t> mask((vocab + 31) / 32);
+    std::vector<TokenId> allowed;
+    for (TokenId id = 0; id < vocab; ++id)
+      if (random() % 4 == 0 || id == vocab - 1) mask[id / 32] |= 1u << id % 32, allowed.push_back(id);
+    mask.back() |= 0xffffffffu << vocab % 32;  // bits beyond the vocabulary mean nothing
+    Floats kept;
+    for (const TokenId id : allowed) kept.push_back(logits[id]);
+    SamplingParams p;
+    p.temperature = round % 3 == 0 ? 0 : 0.8;
+    p.top_k = round % 2 == 0 ? 0 : 1 + random() % 60;
+    p.top_p = round % 5 == 0 ? 1 : 0.6;
+    p.min_p = round % 7 == 0 ? 0.05 : 0;
+    p.logprobs = 20;
+    p.seed = round;
+    Floats padded = logits;
+    padded.push_back(1e6f);
+    const Sampled got = Sampler(p, vocab, {}).next(padded, round, mask);
+    const Sampled want = Sampler(p, kept.size(), {}).next(kept, round);
+    CHECK(got.token == allowed[want.token], concat("round ", round));
+    CHECK(std::abs(got.logprob - want.logprob) < 1e-5f);
+    CHECK(got.top.size() == std::min<std::size_t>(20, allowed.size()));
+    for (std::size_t i = 0; i < got.top.size(); ++i) CHECK(got.top[i].token == allowed[want.top[i].token]);
+  }
+}
+
+TEST("sampler: what a mask leaves comes even where min_tokens forbids it, and a short mask allows nothing beyond") {
+  SamplingParams p;
+  p.min_tokens = 5;
+  p.stop = {2};
+  const std::vector<std::uint32_t> only_stop{1u << 2};
+  CHECK(Sampler(p, 100, {}).next(logits_of(100, 1), 0, only_stop).token == 2);
+  p.stop = {};
+  Floats logits(100, 0.0f);
+  logits[90] = 50;
+  CHECK(Sampler(p, 100, {}).next(logits, 0, std::vector<std::uint32_t>{1u << 7}).token == 7);
+}
+
 TEST("sampler: a whole vocabulary of equals, of one, and of nonsense") {
   SamplingParams p;
   p.temperature = 1;

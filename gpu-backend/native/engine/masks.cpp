@@ -1,0 +1,38 @@
+// Constrained generations: the mask of each token comes from outside, after the token before it.
+
+#include <utility>
+
+#include "engine/engine.h"
+
+namespace qe {
+
+void Engine::mask(std::uint32_t handle, TokenMask mask) {
+  const std::scoped_lock lock(mutex_);
+  masks_.emplace_back(handle, std::move(mask));
+  wake_.notify_one();
+}
+
+void Engine::take_masks() {
+  std::vector<std::pair<std::uint32_t, TokenMask>> masks;
+  {
+    const std::scoped_lock lock(mutex_);
+    masks.swap(masks_);
+  }
+  for (auto& [handle, mask] : masks)
+    if (const auto found = generations_.find(handle); found != generations_.end())
+      found->second->mask = std::move(mask);
+}
+
+/** Goes on with those whose mask came after their logits. Between steps: a step's slices count the tokens they saw. */
+void Engine::sample_kept() {
+  take_masks();
+  std::vector<Generation*> ready;
+  for (const auto& [handle, generation] : generations_)
+    if (generation->mask && !generation->logits.empty()) ready.push_back(generation.get());
+  for (Generation* generation : ready) {
+    const std::vector<float> logits = std::exchange(generation->logits, {});
+    sample(*generation, logits);
+  }
+}
+
+}  // namespace qe

@@ -1,0 +1,55 @@
+/**
+ * What an answer must look like, as it travels from gateway to backend in `sampling.grammar`, and as the EBNF that the
+ * backend compiles. The order of a schema's properties is part of it: it is the order in which they are generated.
+ */
+import * as z from 'zod/mini'
+import { choice, Grammar, literal, type Expr } from './ebnf.ts'
+import { anyJson } from './json-text.ts'
+import { schemaGrammar } from './json-schema.ts'
+import { regexGrammar } from './regex.ts'
+import { SchemaLike, ToolSpec, toolCalls } from './tool-calls.ts'
+
+const ebnf_chars_max = 64 * 1024
+
+export const GrammarSpec = z.discriminatedUnion('type', [
+  z.object({ type: z.literal('json_object') }),
+  /** @property strict what a grammar cannot say is refused; else it is left to the model. */
+  z.object({ type: z.literal('json_schema'), schema: SchemaLike, strict: z.boolean() }),
+  z.object({ type: z.literal('regex'), pattern: z.string() }),
+  z.object({
+    type: z.literal('choice'),
+    choices: z.array(z.string()).check(z.minLength(1), z.maxLength(1000)),
+  }),
+  z.object({ type: z.literal('ebnf'), grammar: z.string().check(z.maxLength(ebnf_chars_max)) }),
+  z.object({
+    type: z.literal('tool_calls'),
+    tools: z.array(ToolSpec).check(z.minLength(1), z.maxLength(128)),
+    /** Text may come first, and need not end in a call. */
+    optional: z.boolean(),
+    /** More than one call in an answer. */
+    parallel: z.boolean(),
+  }),
+])
+export type GrammarSpec = z.infer<typeof GrammarSpec>
+
+/** Throws GrammarError with what cannot be served. */
+export function writeGrammar(spec: GrammarSpec): string {
+  if (spec.type === 'ebnf') return spec.grammar
+  const grammar = new Grammar()
+  return grammar.write(rootOf(grammar, spec))
+}
+
+function rootOf(grammar: Grammar, spec: Exclude<GrammarSpec, { type: 'ebnf' }>): Expr {
+  switch (spec.type) {
+    case 'json_object':
+      return anyJson(grammar).object
+    case 'json_schema':
+      return schemaGrammar(grammar, spec.schema, spec.strict)
+    case 'regex':
+      return regexGrammar(spec.pattern, false)
+    case 'choice':
+      return choice(...[...new Set(spec.choices)].map(literal))
+    case 'tool_calls':
+      return toolCalls(grammar, spec)
+  }
+}

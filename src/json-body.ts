@@ -1,0 +1,79 @@
+/** A JSON body and what a schema makes of it; what is wrong is said as OpenAI says it, by the field's name. */
+import type * as z from 'zod/mini'
+import { ApiError } from './errors.ts'
+
+export function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch (cause) {
+    throw new ApiError(
+      'invalid_json',
+      'The body is not valid JSON. Send a JSON object with content-type: application/json.',
+      { cause },
+    )
+  }
+}
+
+/** Throws ApiError for the first thing that is wrong. */
+export function parse<T>(schema: z.ZodMiniType<T>, value: unknown): T {
+  const parsed = schema.safeParse(value, { reportInput: true })
+  if (parsed.success) return parsed.data
+  throw invalid(parsed.error.issues[0])
+}
+
+function invalid(issue: z.core.$ZodIssue | undefined): ApiError {
+  const keys = issue?.code === 'unrecognized_keys' ? issue.keys.slice(0, 1) : []
+  const param = [...(issue?.path ?? []), ...keys].reduce<string>(
+    (path, part) =>
+      typeof part === 'number' ? `${path}[${part}]` : path === '' ? String(part) : `${path}.${String(part)}`,
+    '',
+  )
+  const where = param === '' ? 'The body' : `'${param}'`
+  const missing = issue !== undefined && param !== '' && issue.input === undefined && keys.length === 0
+  const what = issue === undefined ? 'is not understood' : wrong(issue)
+  const message = missing ? `${where} is missing: it ${what}.` : `${where} ${what}.`
+  return new ApiError('invalid_value', message, param === '' ? {} : { param })
+}
+
+/** zod's own words where no schema has set others. */
+const unsaid = 'Invalid input'
+
+function wrong(issue: z.core.$ZodIssue): string {
+  if (issue.message !== unsaid && issue.message !== '') return issue.message
+  switch (issue.code) {
+    case 'invalid_type':
+      return `must be ${types[issue.expected] ?? `a ${issue.expected}`}`
+    case 'too_small':
+      return `must be ${bound(issue.origin, issue.inclusive === false ? 'more than' : 'at least', issue.minimum)}`
+    case 'too_big':
+      return `must be ${bound(issue.origin, issue.inclusive === false ? 'less than' : 'at most', issue.maximum)}`
+    case 'invalid_value':
+      return `must be ${issue.values.length > 1 ? 'one of ' : ''}${issue.values.map((value) => JSON.stringify(value)).join(', ')}`
+    case 'unrecognized_keys':
+      return 'is unknown here'
+    case 'invalid_format':
+      return 'has not the form that is wanted'
+    case 'invalid_key':
+      return 'has a key that is not wanted'
+    case 'invalid_union':
+      return 'has none of the forms that are wanted'
+    case 'not_multiple_of':
+      return `must be a multiple of ${issue.divisor}`
+    case 'invalid_element':
+    case 'custom':
+      return 'is not understood'
+  }
+}
+
+const types: Readonly<Record<string, string>> = {
+  array: 'a list',
+  int: 'an integer',
+  object: 'an object',
+  record: 'an object',
+}
+
+function bound(origin: string, relation: string, limit: number | bigint): string {
+  if (origin === 'string') return `${relation} ${limit} characters long`
+  if (origin === 'array' || origin === 'set') return `${relation} ${limit} long`
+  return `${relation} ${limit}`
+}

@@ -1,5 +1,5 @@
 /** A JSON body and what a schema makes of it; what is wrong is said as OpenAI says it, by the field's name. */
-import type * as z from 'zod/mini'
+import * as z from 'zod/mini'
 import { ApiError } from './errors.ts'
 
 export function parseJson(text: string): unknown {
@@ -15,8 +15,8 @@ export function parseJson(text: string): unknown {
 }
 
 /** Throws ApiError for the first thing that is wrong. */
-export function parse<T>(schema: z.ZodMiniType<T>, value: unknown): T {
-  const parsed = schema.safeParse(value, { reportInput: true })
+export function parse<T extends z.core.$ZodType>(schema: T, value: unknown): z.core.output<T> {
+  const parsed = z.safeParse(schema, value, { reportInput: true })
   if (parsed.success) return parsed.data
   throw invalid(parsed.error.issues[0])
 }

@@ -1,7 +1,7 @@
 /** What the operator may send, and how it is read. */
 import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
-import { invalid, parseJson } from '../chat/chat-request.ts'
+import { parse, parseJson } from '../../src/json-body.ts'
 
 export const scopes = ['generate', 'jobs', 'hooks', 'templates', 'read'] as const
 export type KeyScope = (typeof scopes)[number]
@@ -34,7 +34,7 @@ export const TenantChange = z.strictObject({
 
 export const NewKey = z.strictObject({
   name: Name,
-  scopes: optional(z.array(z.enum(scopes, { error: `unknown scope; there are ${scopes.join(', ')}` }))),
+  scopes: optional(z.array(z.enum(scopes, { error: `must be a scope: ${scopes.join(', ')}` }))),
   models: optional(z.array(z.string())),
   /** Unix seconds. */
   expires_at: optional(z.int().check(z.gte(1))),
@@ -49,9 +49,7 @@ export async function readBody<T extends z.core.$ZodType>(
   schema: T,
 ): Promise<z.core.output<T>> {
   const text = await req.text()
-  const parsed = z.safeParse(schema, text === '' ? {} : parseJson(text))
-  if (!parsed.success) throw invalid(parsed.error.issues[0])
-  return parsed.data
+  return parse(schema, text === '' ? {} : parseJson(text))
 }
 
 /** What was sent, without what was left out: `undefined` would overwrite. */

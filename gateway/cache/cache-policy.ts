@@ -7,7 +7,7 @@
 import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
 import { factory } from '../app-env.ts'
-import { invalid, parseJson } from '../chat/chat-request.ts'
+import { parse, parseJson } from '../../src/json-body.ts'
 import { flightsOf } from '../flights/flight-names.ts'
 
 export interface Policy {
@@ -84,9 +84,7 @@ const PolicyBody = z.strictObject({
 
 /** PATCH /v1/cache {ttl_seconds, template?}: for what is kept from now on; 0 keeps nothing, null the gateway's default. */
 export const setLifetime = factory.createHandlers(async function setLifetime(c) {
-  const parsed = z.safeParse(PolicyBody, parseJson(await c.req.text()))
-  if (!parsed.success) throw invalid(parsed.error.issues[0])
-  const { ttl_seconds: ttl_s, template = null } = parsed.data
+  const { ttl_seconds: ttl_s, template = null } = parse(PolicyBody, parseJson(await c.req.text()))
   await change(c.env, c.var.caller.tenantId, { template, ttl_s })
   return c.json({ ttl_seconds: ttl_s, template })
 })

@@ -9,7 +9,7 @@ import type { TokenUsage } from '../../src/protocol.ts'
 import { admit } from '../limits/admission.ts'
 import { factory } from '../app-env.ts'
 import { warmPrefix } from '../chat/backend.ts'
-import { invalid, parseJson } from '../chat/chat-request.ts'
+import { parse, parseJson } from '../../src/json-body.ts'
 import { generationId, wireId } from '../flights/flight-names.ts'
 import { model, tokenizer } from '../model.ts'
 import type { Prompt } from '../chat/prompt.ts'
@@ -17,8 +17,7 @@ import type { Prompt } from '../chat/prompt.ts'
 const Pin = z.object({ pin_seconds: z.optional(z.nullable(z.number().check(z.gte(0), z.lte(7 * 86_400)))) })
 
 export const prefixes = factory.createHandlers(async function prefixes(c) {
-  const parsed = z.safeParse(Pin, parseJson(await c.req.text()))
-  if (!parsed.success) throw invalid(parsed.error.issues[0])
+  const parsed = parse(Pin, parseJson(await c.req.text()))
   const { caller, prompt } = c.var
   const tokenIds = withoutTurn(prompt.tokenIds)
   const asked: Prompt = {
@@ -37,7 +36,7 @@ export const prefixes = factory.createHandlers(async function prefixes(c) {
         token_ids: tokenIds,
         salt: caller.tenantId,
         shared_prefix_tokens: Math.min(prompt.sharedPrefixTokens, tokenIds.length),
-        pin_seconds: parsed.data.pin_seconds ?? 0,
+        pin_seconds: parsed.pin_seconds ?? 0,
       },
       c.req.raw.signal,
     )

@@ -5,12 +5,10 @@
  * served are refused by name rather than ignored.
  * https://platform.openai.com/docs/api-reference/chat/create
  */
-import en from 'zod/v4/locales/en.js'
 import * as z from 'zod/mini'
 import { Sampling } from '../../src/sampling.ts'
 import { ApiError } from '../../src/errors.ts'
-
-z.config(en())
+import { parse } from '../../src/json-body.ts'
 
 const nullish = <T extends z.core.SomeType>(schema: T) => z.optional(z.nullable(schema))
 
@@ -26,7 +24,7 @@ const Message = z.discriminatedUnion(
     z.object({ role: z.literal('user'), content: Content }),
     z.object({ role: z.literal('assistant'), content: Content }),
   ],
-  { error: 'unknown role; use system, developer, user or assistant' },
+  { error: 'must have a role: system, developer, user or assistant' },
 )
 
 const s = Sampling.shape
@@ -90,8 +88,7 @@ const unserved: Record<string, (value: unknown) => boolean> = {
 }
 
 export function parseChatRequest(json: unknown): ChatRequest {
-  const parsed = Body.safeParse(json)
-  if (!parsed.success) throw invalid(parsed.error.issues[0])
+  const body = parse(Body, json)
   for (const [field, asksForMore] of Object.entries(unserved)) {
     const value = (json as Record<string, unknown>)[field]
     if (value !== undefined && value !== null && asksForMore(value)) {
@@ -100,33 +97,7 @@ export function parseChatRequest(json: unknown): ChatRequest {
       })
     }
   }
-  return normalise(parsed.data)
-}
-
-export function parseJson(text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    throw new ApiError(
-      'invalid_json',
-      'The body is not valid JSON. Send a JSON object with content-type: application/json.',
-    )
-  }
-}
-
-/** The first thing zod found wrong, said with its path as OpenAI says it: `messages[0].content`. */
-export function invalid(issue: z.core.$ZodIssue | undefined): ApiError {
-  const param = (issue?.path ?? []).reduce<string>(
-    (path, part) =>
-      typeof part === 'number' ? `${path}[${part}]` : path === '' ? String(part) : `${path}.${String(part)}`,
-    '',
-  )
-  const where = param === '' ? 'the body' : `'${param}'`
-  return new ApiError(
-    'invalid_value',
-    `Invalid value for ${where}: ${issue?.message ?? 'not understood'}.`,
-    param === '' ? {} : { param },
-  )
+  return normalise(body)
 }
 
 const text = (content: z.infer<typeof Content>): string =>

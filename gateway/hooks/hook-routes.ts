@@ -5,7 +5,8 @@ import { ApiError } from '../../src/errors.ts'
 import type { AppEnv } from '../app-env.ts'
 import { auth, scope } from '../keys/auth.ts'
 import { checkCallbackUrl } from '../jobs/callback-url.ts'
-import { invalid, parseChatRequest, parseJson } from '../chat/chat-request.ts'
+import { parse, parseJson } from '../../src/json-body.ts'
+import { parseChatRequest } from '../chat/chat-request.ts'
 import { standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
 import { makeSigningSecret } from '../jobs/deliver.ts'
@@ -51,7 +52,7 @@ const Rotate = z.strictObject({
 export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
   .use(auth, scope('hooks'), standing, limitedBody)
   .post('/', async (c) => {
-    const asked = check(Fields, parseJson(await c.req.text()))
+    const asked = parse(Fields, parseJson(await c.req.text()))
     const { type, secret } = asked.verify
     const record: HookRecord = {
       id: `hook_${crypto.randomUUID().replaceAll('-', '')}`,
@@ -82,7 +83,7 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
   .get('/:id', async (c) => c.json(view(c, await own(c))))
   .patch('/:id', async (c) => {
     const before = await own(c)
-    const asked = check(Change, parseJson(await c.req.text()))
+    const asked = parse(Change, parseJson(await c.req.text()))
     const asksElse = ['template', 'messages', 'model', 'sampling'].some((field) => field in asked)
     const secret = asked.verify?.secret
     const type = asked.verify?.type ?? before.verify.type
@@ -117,7 +118,7 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
       target = 'verify',
       secret,
       grace_seconds = grace_s_default,
-    } = check(Rotate, text === '' ? {} : parseJson(text))
+    } = parse(Rotate, text === '' ? {} : parseJson(text))
     const until = Date.now() + grace_seconds * 1_000
     if (target === 'signing') {
       record.signing = rotated(record.signing, makeSigningSecret(), until)
@@ -227,9 +228,3 @@ const secretsOf = ({ verify, signing }: HookRecord) => ({
   verify: { type: verify.type, secret: verify.secrets[0]?.secret ?? null },
   signing_secret: signing[0]?.secret,
 })
-
-function check<T extends z.core.$ZodType>(schema: T, json: unknown): z.core.output<T> {
-  const parsed = z.safeParse(schema, json)
-  if (!parsed.success) throw invalid(parsed.error.issues[0])
-  return parsed.data
-}

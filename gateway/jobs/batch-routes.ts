@@ -4,7 +4,7 @@ import * as z from 'zod/mini'
 import type { AppEnv } from '../app-env.ts'
 import { auth, scope } from '../keys/auth.ts'
 import type { batchView } from './batch.ts'
-import { invalid, parseJson } from '../chat/chat-request.ts'
+import { parse, parseJson } from '../../src/json-body.ts'
 import { standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
 import { batchesOf } from './file-routes.ts'
@@ -14,7 +14,7 @@ type Batch = ReturnType<typeof batchView>
 
 const NewBatch = z.object({
   input_file_id: z.string(),
-  endpoint: z.literal('/v1/chat/completions', { error: 'only /v1/chat/completions is served' }),
+  endpoint: z.literal('/v1/chat/completions', { error: 'must be /v1/chat/completions' }),
   completion_window: z.literal('24h', { error: 'must be 24h' }),
   metadata: WebhookFields.metadata,
   webhook: WebhookFields.webhook,
@@ -25,9 +25,7 @@ const own = (c: Context<AppEnv>) => batchesOf(c.env, c.var.caller.tenantId)
 export const batches: Hono<AppEnv> = new Hono<AppEnv>()
   .use(auth, scope('jobs'), standing, limitedBody)
   .post('/', async (c) => {
-    const parsed = z.safeParse(NewBatch, parseJson(await c.req.text()))
-    if (!parsed.success) throw invalid(parsed.error.issues[0])
-    const { input_file_id, metadata, webhook } = parsed.data
+    const { input_file_id, metadata, webhook } = parse(NewBatch, parseJson(await c.req.text()))
     found(await own(c).file(input_file_id))
     const endpoint = await endpointOf(c, { webhook })
     const made = await own(c).create({

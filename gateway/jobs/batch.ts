@@ -1,5 +1,7 @@
 /** A batch in OpenAI's form, and what a line of its input must be. https://platform.openai.com/docs/api-reference/batch */
 import * as z from 'zod/mini'
+import { ApiError } from '../../src/errors.ts'
+import { parse } from '../../src/json-body.ts'
 
 export const requests_max = 50_000
 export const line_bytes_max = 1_000_000
@@ -55,10 +57,12 @@ export function parseLine(text: string): BatchLine | string {
   } catch {
     return 'not JSON'
   }
-  const parsed = z.safeParse(Line, json)
-  if (parsed.success) return parsed.data
-  const issue = parsed.error.issues[0]
-  return `'${issue?.path.join('.') ?? ''}': ${issue?.message ?? 'not understood'}`
+  try {
+    return parse(Line, json)
+  } catch (cause) {
+    if (cause instanceof ApiError) return cause.message
+    throw cause
+  }
 }
 
 export function batchView(row: BatchRow) {

@@ -4,7 +4,7 @@ import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
 import type { AppEnv } from '../app-env.ts'
 import { auth, scope } from '../keys/auth.ts'
-import { invalid, parseJson } from '../chat/chat-request.ts'
+import { parse, parseJson } from '../../src/json-body.ts'
 import { standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
 import { found, jobsOf, pageSize, seconds } from './job-routes.ts'
@@ -38,9 +38,7 @@ export const deliveries: Hono<AppEnv> = new Hono<AppEnv>()
     return c.json({ signing_secret: await jobsOf(c.env, c.var.caller.tenantId).signingSecret() })
   })
   .post('/replay', async (c) => {
-    const parsed = z.safeParse(Replay, parseJson(await c.req.text()))
-    if (!parsed.success) throw invalid(parsed.error.issues[0])
-    const { since, status = 'dead' } = parsed.data
+    const { since, status = 'dead' } = parse(Replay, parseJson(await c.req.text()))
     const replayed = await jobsOf(c.env, c.var.caller.tenantId).replaySince(since * 1_000, status)
     return c.json({ replayed }, 202)
   })

@@ -5,7 +5,7 @@ import { ApiError } from '../../src/errors.ts'
 import { factory, type AppEnv } from '../app-env.ts'
 import { auth, scope } from '../keys/auth.ts'
 import { checkCallbackUrl } from './callback-url.ts'
-import { invalid, parseJson } from '../chat/chat-request.ts'
+import { parse, parseJson } from '../../src/json-body.ts'
 import { standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
 import { events, isTerminal, jobView, type Endpoint, type JobEvent } from './job.ts'
@@ -43,7 +43,7 @@ export const background = factory.createMiddleware(async function background(c, 
   if (!parsed.success) {
     const asked =
       typeof json === 'object' && json !== null && 'background' in json && json.background === true
-    if (asked) throw invalid(parsed.error.issues[0])
+    if (asked) parse(Background, json)
     return next()
   }
   const { background: _, webhook: __, webhook_events_filter: ___, metadata: ____, ...request } = parsed.data
@@ -55,9 +55,8 @@ export const background = factory.createMiddleware(async function background(c, 
 export const jobs: Hono<AppEnv> = new Hono<AppEnv>()
   .use(auth, scope('jobs'), standing, limitedBody)
   .post('/', async (c) => {
-    const parsed = z.safeParse(NewJob, parseJson(await c.req.text()))
-    if (!parsed.success) throw invalid(parsed.error.issues[0])
-    return accept(c, parsed.data.request, parsed.data)
+    const parsed = parse(NewJob, parseJson(await c.req.text()))
+    return accept(c, parsed.request, parsed)
   })
   .get('/', async (c) => {
     const limit = pageSize(c)

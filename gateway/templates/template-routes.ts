@@ -7,7 +7,7 @@ import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
 import type { AppEnv } from '../app-env.ts'
 import { auth, scope } from '../keys/auth.ts'
-import { invalid, parseJson } from '../chat/chat-request.ts'
+import { parse, parseJson } from '../../src/json-body.ts'
 import { standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
 import { parseTemplate, type TemplateBody } from './template.ts'
@@ -43,7 +43,7 @@ function routes(
   return new Hono<AppEnv>()
     .post('/', async (c) => {
       const json = parseJson(await c.req.text())
-      const { name } = check(Name, json)
+      const { name } = parse(Name, json)
       const body = parseTemplate(json)
       const id = `${prefix}${crypto.randomUUID().replaceAll('-', '')}`
       const made = found(await held(c).create(id, name, JSON.stringify(body)))
@@ -98,14 +98,14 @@ function routes(
     })
     .post('/:id/pin', async (c) => {
       const id = own(c)
-      const { version } = check(Pin, parseJson(await c.req.text()))
+      const { version } = parse(Pin, parseJson(await c.req.text()))
       const { latest_version } = found(await held(c).get(id))
       return c.json(found(await held(c).use(id, version ?? latest_version, version !== null)))
     })
     .post('/:id/rollback', async (c) => {
       const id = own(c)
       const text = await c.req.text()
-      const asked = check(Rollback, text === '' ? {} : parseJson(text))
+      const asked = parse(Rollback, text === '' ? {} : parseJson(text))
       const { version } = found(await held(c).get(id))
       const to = asked.version ?? version - 1
       if (to < 1)
@@ -128,12 +128,6 @@ export const templates: Hono<AppEnv> = new Hono<AppEnv>()
 const operators = (c: Context<AppEnv>) => templatesOf(c.env, '', published_prefix)
 
 export const operatorTemplates = routes(published_prefix, operators, operators)
-
-function check<T extends z.core.$ZodType>(schema: T, json: unknown): z.core.output<T> {
-  const parsed = z.safeParse(schema, json)
-  if (!parsed.success) throw invalid(parsed.error.issues[0])
-  return parsed.data
-}
 
 function found<T>(value: T | null): T {
   if (value === null) throw new ApiError('not_found', 'There is no such template or version here.')

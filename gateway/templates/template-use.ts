@@ -1,7 +1,7 @@
 /** `template: {id, version?, variables}` in a chat request: its messages come first, the request's own follow. */
 import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
-import { invalid } from '../chat/chat-request.ts'
+import { parse } from '../../src/json-body.ts'
 import { renderTemplate, type Rendered, type TemplateBody } from './template.ts'
 
 /** Ids of the operator's templates start so; they serve every tenant. */
@@ -35,15 +35,14 @@ export async function useTemplate(
 ): Promise<{ json: unknown; used: TemplateUse | null }> {
   if (typeof json !== 'object' || json === null || !('template' in json) || json.template === null)
     return { json, used: null }
-  const parsed = z.safeParse(Use, json)
-  if (!parsed.success) throw invalid(parsed.error.issues[0])
-  const { id, version, variables } = parsed.data.template
+  const parsed = parse(Use, json)
+  const { id, version, variables } = parsed.template
   const found = await read(env, tenantId, id, version ?? undefined)
   const body = JSON.parse(found.body) as TemplateBody
   const { messages, literal } = renderTemplate(body, variables ?? {})
   const { template: _, ...rest } = json
   return {
-    json: { ...body.defaults, ...rest, messages: [...messages, ...(parsed.data.messages ?? [])] },
+    json: { ...body.defaults, ...rest, messages: [...messages, ...(parsed.messages ?? [])] },
     used: { id, version: found.version, shared: id.startsWith(published_prefix) ? literal : null },
   }
 }

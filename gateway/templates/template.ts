@@ -6,7 +6,8 @@
 import { Validator, type Schema } from '@cfworker/json-schema'
 import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
-import { invalid, parseChatRequest } from '../chat/chat-request.ts'
+import { parse } from '../../src/json-body.ts'
+import { parseChatRequest } from '../chat/chat-request.ts'
 import { asText, fill, lookUp, parseText } from './template-text.ts'
 
 export interface TemplateMessage {
@@ -47,9 +48,8 @@ const Body = z.object({
 })
 
 export function parseTemplate(json: unknown): TemplateBody {
-  const parsed = z.safeParse(Body, json)
-  if (!parsed.success) throw invalid(parsed.error.issues[0])
-  const messages = parsed.data.messages.map(({ role, content }) => ({
+  const parsed = parse(Body, json)
+  const messages = parsed.messages.map(({ role, content }) => ({
     role: role === 'developer' ? ('system' as const) : role,
     content,
   }))
@@ -57,10 +57,10 @@ export function parseTemplate(json: unknown): TemplateBody {
     parseText(content, `messages[${at}].content`).flatMap((span) => ('path' in span ? [span.path] : [])),
   )
   const variables = readSchema(
-    parsed.data.variables ?? null,
+    parsed.variables ?? null,
     used.map((path) => path[0] ?? ''),
   )
-  return { messages, variables, defaults: readDefaults(parsed.data.defaults ?? {}) }
+  return { messages, variables, defaults: readDefaults(parsed.defaults ?? {}) }
 }
 
 /** A whole JSON Schema, or only its `properties`, which are then all required; nothing: each variable is a text. */

@@ -44,9 +44,9 @@ function wrong(issue: z.core.$ZodIssue): string {
     case 'invalid_type':
       return `must be ${types[issue.expected] ?? `a ${issue.expected}`}`
     case 'too_small':
-      return `must be ${bound(issue.origin, issue.inclusive === false ? 'more than' : 'at least', issue.minimum)}`
+      return bound(issue.origin, issue.inclusive === false ? 'more than' : 'at least', issue.minimum)
     case 'too_big':
-      return `must be ${bound(issue.origin, issue.inclusive === false ? 'less than' : 'at most', issue.maximum)}`
+      return bound(issue.origin, issue.inclusive === false ? 'less than' : 'at most', issue.maximum)
     case 'invalid_value':
       return `must be ${issue.values.length > 1 ? 'one of ' : ''}${issue.values.map((value) => JSON.stringify(value)).join(', ')}`
     case 'unrecognized_keys':
@@ -73,7 +73,7 @@ const types: Readonly<Record<string, string>> = {
 }
 
 function bound(origin: string, relation: string, limit: number | bigint): string {
-  if (origin === 'string') return `${relation} ${limit} characters long`
-  if (origin === 'array' || origin === 'set') return `${relation} ${limit} long`
-  return `${relation} ${limit}`
+  const unit = origin === 'string' ? 'character' : origin === 'array' || origin === 'set' ? 'item' : null
+  if (unit === null) return `must be ${relation} ${limit}`
+  return `must have ${relation} ${limit} ${unit}${Number(limit) === 1 ? '' : 's'}`
 }

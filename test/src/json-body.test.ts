@@ -35,9 +35,10 @@ it.each<[unknown, string | null, string]>([
   [
     { model: 'm', messages: [{ content: '' }] },
     'messages[0].content',
-    "'messages[0].content' must be at least 1 characters long.",
+    "'messages[0].content' must have at least 1 character.",
   ],
-  [{ model: 'm', messages: [1, 2, 3] }, 'messages[0]', "'messages[0]' must be an object."],
+  [{ model: 'm', messages: [1, 2, 3] }, 'messages', "'messages' must have at most 2 items."],
+  [{ model: 'm', messages: [1] }, 'messages[0]', "'messages[0]' must be an object."],
   [{ model: 'm', id: 'y' }, 'id', "'id' must begin with x."],
   [{ model: 'm', tag: 'y' }, 'tag', "'tag' has not the form that is wanted."],
   [{ model: 'm', either: true }, 'either', "'either' has none of the forms that are wanted."],

@@ -1,6 +1,5 @@
 /** Gateways in one workerd, on its own sockets: several services that share one set of tenant objects. */
-import { spawn, type ChildProcess } from 'node:child_process'
-import { once } from 'node:events'
+import { createRequire } from 'node:module'
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -11,6 +10,9 @@ import { freePort } from '../e2e/stack.ts'
 
 const root = join(import.meta.dirname, '../..')
 const adminToken = 'admin-token-of-the-bench'
+/** The workerd that this Miniflare was made for; it ends with this process, even when that is killed. */
+const { default: workerd } = createRequire(import.meta.resolve('miniflare'))('workerd') as { default: string }
+process.env['MINIFLARE_WORKERD_PATH'] = join(root, 'gateway/local/workerd.sh')
 
 export interface Gateways {
   ports: number[]
@@ -84,6 +86,7 @@ export async function startGateways(count: number, upstream: string): Promise<Ga
       telemetry: { enabled: false },
       log: new Log(LogLevel.ERROR),
       resourcePersistencePath: join(out, 'objects'),
+      unsafeRuntimeEnv: { WORKERD: workerd },
     }),
   )
   await miniflare.ready
@@ -119,15 +122,4 @@ function objectsOf(objects: object, at: number): object {
       { ...(typeof object === 'string' ? { className: object } : object), scriptName: 'gateway-0' },
     ]),
   )
-}
-
-/** A program that says `ready`, or is ready when its port answers. */
-export async function startProgram(args: string[], cwd = root): Promise<() => Promise<void>> {
-  const child: ChildProcess = spawn(process.execPath, args, { cwd, stdio: ['ignore', 'pipe', 'inherit'] })
-  const ended = once(child, 'exit')
-  if (child.stdout !== null) await Promise.race([once(child.stdout, 'data'), ended])
-  return async () => {
-    child.kill('SIGKILL')
-    await ended
-  }
 }

@@ -8,4 +8,4 @@ const app = new Hono().post('*', async (c) => {
   const answer = await fetch(upstream + pathname, { method: 'POST', body: await c.req.text() })
   return new Response(answer.body, { status: answer.status, headers: answer.headers })
 })
-serve({ fetch: app.fetch, port: Number(port), hostname: '127.0.0.1' }, () => process.stdout.write('ready\n'))
+serve({ fetch: app.fetch, port: Number(port), hostname: '127.0.0.1' })

@@ -11,7 +11,7 @@ const chunks = 20
 
 const server = createServer((request, response) => void answer(request, response))
 server.keepAliveTimeout = 60_000
-server.listen(Number(port), '127.0.0.1', () => process.stdout.write('ready\n'))
+server.listen(Number(port), '127.0.0.1')
 
 async function answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
   const parts: Buffer[] = []

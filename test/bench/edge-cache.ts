@@ -6,28 +6,33 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { freePort } from '../e2e/stack.ts'
-import { startGateways, startProgram } from './_gateways.ts'
+import { startGateways } from './_gateways.ts'
 import { Connection, load, request, type Target } from './_load.ts'
 import type { BenchOptions, BenchResult } from './main.ts'
+import { startProgram } from './_programs.ts'
 
 const hits_per_second = 200
 const hit_p50_ms_max = 3
 const hit_p99_ms_max = 10
 const added_p50_ms_max = 2
 
-export async function run({ quick }: BenchOptions): Promise<BenchResult[]> {
+export async function run({ quick, say }: BenchOptions): Promise<BenchResult[]> {
   const upstream = await freePort()
   const url = `http://127.0.0.1:${upstream}`
-  const stopUpstream = await startProgram(['test/bench/_mock-upstream.ts', String(upstream)])
+  say('starting the upstream and the gateway')
+  const stopUpstream = await startProgram(upstream, ['test/bench/_mock-upstream.ts', String(upstream)])
   const gateways = await startGateways(1, url)
   const edge = gateways.ports[0] ?? 0
   const key = await gateways.newKey({ requests_per_minute: 100_000_000 })
   try {
-    return [
-      ...(await hits(edge, key, quick ? 3 : 20)),
-      ...(await throughput(edge, key, quick ? 2 : 6)),
-      ...(await misses(edge, upstream, key, quick ? 200 : 1_000)),
-    ]
+    const results: BenchResult[] = []
+    say(`hits at ${hits_per_second} a second`)
+    results.push(...(await hits(edge, key, quick ? 3 : 20)))
+    say('hits as fast as they go, beside a bare route')
+    results.push(...(await throughput(edge, key, quick ? 2 : 6)))
+    say('misses, beside the same call to the backend')
+    results.push(...(await misses(edge, upstream, key, quick ? 200 : 1_000)))
+    return results
   } finally {
     await gateways.stop()
     await stopUpstream()

@@ -2,37 +2,39 @@
  * What the edge costs: auth and limits on their own, and the whole of it beside Portkey's gateway and bare proxies, all on
  * the same mock upstream, on workerd's own socket. Peers are fetched once into .qwen-edge/bench.
  */
-import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { freePort } from '../e2e/stack.ts'
-import { startGateways, startProgram } from './_gateways.ts'
+import { startGateways } from './_gateways.ts'
 import { load, type Figures, type Target } from './_load.ts'
 import type { BenchOptions, BenchResult } from './main.ts'
+import { runProgram, startProgram } from './_programs.ts'
 
 const root = join(import.meta.dirname, '../..')
 const portkey_version = '1.15.2'
 const connections = 16
+const fetch_ms_max = 180_000
 
-export async function run({ quick }: BenchOptions): Promise<BenchResult[]> {
-  const portkeyDir = fetchPortkey()
+export async function run({ quick, say }: BenchOptions): Promise<BenchResult[]> {
+  const portkeyDir = await fetchPortkey(say)
   const [upstream, hono, portkey] = await Promise.all([freePort(), freePort(), freePort()])
   const url = `http://127.0.0.1:${upstream}`
   const stops: (() => Promise<void>)[] = []
   try {
-    stops.push(await startProgram(['test/bench/_mock-upstream.ts', String(upstream)]))
-    stops.push(await startProgram(['test/bench/_hono-proxy.ts', String(hono), url]))
+    say('starting the upstream, the peers and the gateway')
+    stops.push(await startProgram(upstream, ['test/bench/_mock-upstream.ts', String(upstream)]))
+    stops.push(await startProgram(hono, ['test/bench/_hono-proxy.ts', String(hono), url]))
     const portkeyArgs = [
       'node_modules/@portkey-ai/gateway/build/start-server.js',
       `--port=${portkey}`,
       '--headless',
     ]
-    stops.push(await startProgram(portkeyArgs, portkeyDir))
+    stops.push(await startProgram(portkey, portkeyArgs, portkeyDir))
     const gateways = await startGateways(1, url)
     stops.push(gateways.stop)
     const edge = gateways.ports[0] ?? 0
     const key = await gateways.newKey({ requests_per_minute: 100_000_000 })
-    return await measure({ edge, hono, portkey }, key, url, quick ? 2 : 6)
+    return await measure({ edge, hono, portkey }, key, url, quick ? 2 : 6, say)
   } finally {
     for (const stop of stops.toReversed()) await stop()
   }
@@ -44,7 +46,13 @@ interface Ports {
   portkey: number
 }
 
-async function measure(ports: Ports, key: string, url: string, seconds: number): Promise<BenchResult[]> {
+async function measure(
+  ports: Ports,
+  key: string,
+  url: string,
+  seconds: number,
+  say: BenchOptions['say'],
+): Promise<BenchResult[]> {
   const body = (stream: boolean) =>
     JSON.stringify({
       model: 'tiny',
@@ -73,6 +81,7 @@ async function measure(ports: Ports, key: string, url: string, seconds: number):
   const miss = at(ports.edge, chat, { ...ours, ...fresh })
   const bareMiss = at(ports.edge, `/bare${chat}`, fresh)
 
+  say('auth, limits and admission beside the same route without them')
   // Every path once, so that nothing is measured cold.
   for (const target of [hit, bareHit, miss, bareMiss]) await load(target, 4, 1)
   const alone = {
@@ -83,12 +92,14 @@ async function measure(ports: Ports, key: string, url: string, seconds: number):
     await load(target, connections, 1)
     return load(target, connections, seconds)
   }
+  say(`JSON, ${connections} connections: hits, misses, Hono on Node, Portkey`)
   const json = {
     hit: await busy(hit),
     miss: await busy(miss),
     hono: await busy(at(ports.hono, chat, {})),
     portkey: await busy(at(ports.portkey, chat, theirs)),
   }
+  say('SSE of 20 chunks: the edge, a bare workerd proxy, Hono on Node')
   const streams = {
     edge: await busy(at(ports.edge, chat, { ...ours, ...fresh }, true)),
     workerd: await busy(at(ports.edge, `/proxy${chat}`, {}, true)),
@@ -169,9 +180,11 @@ const added = (
 const below = (allowed_ms: number, added_ms: number) => allowed_ms / Math.max(0.01, added_ms)
 
 /** No dependency of ours. Its own choice of @hono/node-server cannot stream on a current Node. */
-function fetchPortkey(): string {
+async function fetchPortkey(say: BenchOptions['say']): Promise<string> {
   const folder = join(root, '.qwen-edge/bench/portkey')
-  if (existsSync(join(folder, 'node_modules/@portkey-ai/gateway'))) return folder
+  // npm writes it last.
+  if (existsSync(join(folder, 'package-lock.json'))) return folder
+  say(`fetching @portkey-ai/gateway ${portkey_version}`)
   mkdirSync(folder, { recursive: true })
   const wanted = {
     private: true,
@@ -179,6 +192,6 @@ function fetchPortkey(): string {
     overrides: { '@hono/node-server': '1.13.8' },
   }
   writeFileSync(join(folder, 'package.json'), JSON.stringify(wanted))
-  execFileSync('npm', ['install', '--no-audit', '--no-fund'], { cwd: folder, stdio: 'inherit' })
+  await runProgram('npm', ['install', '--no-audit', '--no-fund', '--ignore-scripts'], folder, fetch_ms_max)
   return folder
 }

@@ -5,9 +5,10 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { freePort } from '../e2e/stack.ts'
-import { startGateways, startProgram, type Gateways } from './_gateways.ts'
+import { startGateways, type Gateways } from './_gateways.ts'
 import { Connection, load, request } from './_load.ts'
 import type { BenchOptions, BenchResult } from './main.ts'
+import { startProgram } from './_programs.ts'
 
 const window_ms = 60_000
 /** More than a busy machine can serve at 5 times would measure its queues. */
@@ -31,17 +32,25 @@ const ask = (key: string, max_tokens: number, fresh: boolean) =>
     body: body(max_tokens),
   })
 
-export async function run({ quick }: BenchOptions): Promise<BenchResult[]> {
+export async function run({ quick, say }: BenchOptions): Promise<BenchResult[]> {
   const upstream = await freePort()
-  const stopUpstream = await startProgram(['test/bench/_mock-upstream.ts', String(upstream), String(hold_ms)])
+  say('starting the upstream and four gateways')
+  const stopUpstream = await startProgram(upstream, [
+    'test/bench/_mock-upstream.ts',
+    String(upstream),
+    String(hold_ms),
+  ])
   const gateways = await startGateways(4, `http://127.0.0.1:${upstream}`)
   try {
     const rounds = quick ? 50 : 1000
+    say(`five at once against a limit for three, ${rounds} times over, of two kinds`)
     const exact = [
       ...(await threeOfFive(gateways, 'concurrent', rounds)),
       ...(await threeOfFive(gateways, 'requests_per_minute', rounds)),
     ]
-    return [...exact, ...(await atLoads(gateways, quick ? 1 : 2))]
+    const minutes = quick ? 1 : 2
+    say(`0.9 to 5 times a limit from one gateway and from four: ${minutes} min`)
+    return [...exact, ...(await atLoads(gateways, minutes))]
   } finally {
     await gateways.stop()
     await stopUpstream()

@@ -19,6 +19,8 @@ export interface BenchResult {
 export interface BenchOptions {
   peer?: string
   quick: boolean
+  /** Tells on stderr what is being done. */
+  say: (what: string) => void
 }
 
 export interface Suite {
@@ -83,16 +85,22 @@ const program = new Command('bench')
   .argument('<suite>', suites.join(' | '))
   .option('--json <file>', 'write {suite, commit, machine, results} to this file')
   .option('--peer <name>', 'also measure this peer in the same run, where the suite has one')
+  .option('--limit <minutes>', 'end it by force after this long', Number, 20)
   .option('--quick', 'fewer and shorter runs: a look, not a figure to publish', false)
-  .action(async (suite: string, options: { json?: string; peer?: string; quick: boolean }) => {
+  .action(async (suite: string, options: { json?: string; peer?: string; quick: boolean; limit: number }) => {
     if (!existsSync(`${here}/${suite}.ts`) || !suites.includes(suite)) {
       program.error(`no suite '${suite}'; there are: ${suites.join(', ')}`)
     }
     // Before minutes of measuring, not after them.
     if (options.json) writeFileSync(options.json, '', { flag: 'a' })
+    setTimeout(() => {
+      process.stderr.write(`not done after ${options.limit} minutes\n`)
+      process.exit(1)
+    }, options.limit * 60_000).unref()
     const module = (await import(`./${suite}.ts`)) as Suite
     const results = await module.run({
       quick: options.quick,
+      say: (what) => process.stderr.write(`... ${what}\n`),
       ...(options.peer ? { peer: options.peer } : {}),
     })
     process.stdout.write(`${table(results)}\n`)

@@ -22,6 +22,8 @@ import { model, tokenizer } from '../model.ts'
 const heartbeat_ms = 10_000
 const json_patience_ms = 1_000
 const json_beat_ms = 500
+/** A write costs more than all that leads to it: what comes this soon after one goes into the next. */
+const write_gap_ms = 2
 
 /** @param abort called when the caller goes away before the end. */
 export async function respond(
@@ -99,18 +101,29 @@ function eventStream(
   const encoder = new TextEncoder()
   let next: Promise<IteratorResult<Delta[]>> | null = Promise.resolve(first)
 
-  /** The next piece of the body that is not empty. */
+  /** Resolves when the next piece may be written. */
+  let gap: Promise<unknown> = Promise.resolve()
+
+  /** The next piece of the body that is not empty: what came since the last one. */
   async function piece(): Promise<{ text: string; last: boolean }> {
-    for (;;) {
-      next ??= deltas.next()
-      const item = await within(next, heartbeat_ms)
-      if (item === 'silent') return { text: sse_ping, last: false }
-      next = null
-      if (item.done === true) throw new ApiError('internal_error', 'The answer ended without a finish.')
-      const text = writer.chunks(item.value)
-      if (item.value.some(isFinishDelta)) return { text, last: true }
-      if (text !== '') return { text, last: false }
+    let text = ''
+    try {
+      for (;;) {
+        next ??= deltas.next()
+        const item = await (text === '' ? within(next, heartbeat_ms) : Promise.race([next, gap.then(due)]))
+        if (item === 'due') break
+        if (item === 'silent') return { text: sse_ping, last: false }
+        if (item.done === true) throw new ApiError('internal_error', 'The answer ended without a finish.')
+        next = null
+        text += writer.chunks(item.value)
+        if (item.value.some(isFinishDelta)) return { text, last: true }
+      }
+    } catch (cause) {
+      // What came before a failure is written first.
+      if (text === '') throw cause
     }
+    gap = scheduler.wait(write_gap_ms)
+    return { text, last: false }
   }
 
   return new ReadableStream<Uint8Array>(
@@ -140,6 +153,8 @@ function eventStream(
     { highWaterMark: 0 },
   )
 }
+
+const due = () => 'due' as const
 
 async function within<T>(work: Promise<T>, ms: number): Promise<T | 'silent'> {
   let timer: number | null = null

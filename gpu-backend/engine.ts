@@ -210,6 +210,7 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
 
   let native = await load()
   let closing: Promise<void> | undefined
+  let waking: Promise<void> | undefined
   let closed = false
   let stats = native.stats()
   let tenants = native.tenants()
@@ -221,6 +222,16 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
     }
     return closing
   }
+  async function reopen(slept: Promise<void>): Promise<void> {
+    await slept
+    if (closed) throw new EngineClosedError('the engine is closed')
+    if ((await readCheckpoint(options.modelDir)).revision !== checkpoint.revision)
+      throw new CheckpointError(`${options.modelDir}: holds other weights than before the sleep`)
+    native = await load()
+    // close() waits for this, and then closes what was opened.
+    closing = undefined
+  }
+
   return {
     model: describe(checkpoint, native, device),
     submit(request, onEvent) {
@@ -240,15 +251,12 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
     sleep: close,
     async wake() {
       if (closing === undefined) return
-      if (closed) throw new EngineClosedError('the engine is closed')
-      await closing
-      if ((await readCheckpoint(options.modelDir)).revision !== checkpoint.revision)
-        throw new CheckpointError(`${options.modelDir}: holds other weights than before the sleep`)
-      native = await load()
-      closing = undefined
+      waking ??= reopen(closing).finally(() => (waking = undefined))
+      await waking
     },
     async close() {
       closed = true
+      await waking?.catch(() => undefined)
       await Promise.all([close(), grammars.close()])
     },
   }

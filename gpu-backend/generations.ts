@@ -90,8 +90,11 @@ export class Generations {
     const ended = Promise.withResolvers<TokenUsage>()
     const watch = new Stopwatch(request.token_ids.length, count, this.#observer)
     const handles: number[] = []
-    const cancel = (): void => handles.forEach((handle) => engine.cancel(handle))
     let open = count
+    /** Only while it runs: an engine that slept gives out the same handles again. */
+    const cancel = (): void => {
+      if (open > 0) handles.forEach((handle) => engine.cancel(handle))
+    }
     let given = true
     let failed = false
     const take = (event: EngineEvent, index: number): void => {

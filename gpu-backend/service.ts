@@ -40,6 +40,9 @@ export function createService(options: ServiceOptions): Service {
   let loaded: { engine: Engine; card: ModelCard } | null = null
   let draining = false
   let asleep = false
+  /** Sleeping and waking, one after the other. */
+  let turn = Promise.resolve()
+  const inTurn = (work: () => Promise<void>) => (turn = turn.then(work, work))
   const metrics = createMetrics(options.model, () => loaded?.engine ?? null)
   const generations = new Generations({
     ...metrics,
@@ -107,15 +110,20 @@ export function createService(options: ServiceOptions): Service {
     })
     .post('/v1/sleep', async (c) => {
       const { engine } = running()
-      asleep = true
-      await generations.idle()
-      await engine.sleep()
-      return c.json({ asleep })
+      await inTurn(async () => {
+        asleep = true
+        await generations.idle()
+        await engine.sleep()
+      })
+      return c.json({ asleep: true })
     })
     .post('/v1/wake', async (c) => {
-      await running().engine.wake()
-      asleep = false
-      return c.json({ asleep })
+      const { engine } = running()
+      await inTurn(async () => {
+        await engine.wake()
+        asleep = false
+      })
+      return c.json({ asleep: false })
     })
     .post('/v1/drain', (c) => {
       draining = true
@@ -179,14 +187,17 @@ function sampling(request: GenerateRequest, card: ModelCard, context: number): R
     })
   const prompt = request.token_ids.length
   const room = context - prompt
-  const asked = request.sampling.max_tokens ?? 1
+  const { max_tokens = 1 } = request.sampling
+  // All that the model's context holds is how a gateway says 'until it ends': here until the memory ends.
+  const asked = max_tokens === card.context_length - prompt ? 1 : max_tokens
   if (asked > room)
     throw new ApiError(
       'context_length_exceeded',
       `The context holds ${context} tokens; the prompt has ${prompt}, ${asked} more do not fit`,
       { param: prompt >= context ? 'token_ids' : 'sampling.max_tokens' },
     )
-  return resolveSampling(request.sampling, card.generation, room)
+  const resolved = resolveSampling(request.sampling, card.generation, room)
+  return { ...resolved, max_tokens: Math.min(resolved.max_tokens, room) }
 }
 
 /** One for each answer, all of one grammar; none where it is free. */

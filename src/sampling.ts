@@ -9,7 +9,7 @@ const int32 = z.int().check(z.gte(-2147483648), z.lte(2147483647))
 
 export const Sampling = z.object({
   temperature: z.optional(z.number().check(z.gte(0), z.lte(2))),
-  top_p: z.optional(z.number().check(z.gt(0), z.lte(1))),
+  top_p: z.optional(z.number().check(z.gte(0), z.lte(1))),
   /** 0 or -1: no limit. */
   top_k: z.optional(z.int().check(z.gte(-1), z.lte(1_000_000))),
   min_p: z.optional(z.number().check(z.gte(0), z.lte(1))),
@@ -63,6 +63,9 @@ export interface ResolvedSampling {
   grammar: GrammarSpec | null
 }
 
+/** Below it a logit divided by the temperature may overflow; it is greedy then, as in vLLM. */
+const temperature_min = 1e-5
+
 /** @param room how many tokens the context still holds after the prompt; the limit when the caller sets none. */
 export function resolveSampling(
   asked: Sampling,
@@ -70,11 +73,12 @@ export function resolveSampling(
   room: number,
 ): ResolvedSampling {
   const temperature = asked.temperature ?? defaults.temperature
-  const greedy = temperature === 0
-  const top_k = asked.top_k ?? (greedy ? 0 : defaults.top_k)
+  const greedy = temperature < temperature_min
+  const top_p = asked.top_p ?? defaults.top_p
+  const top_k = top_p === 0 ? 1 : (asked.top_k ?? defaults.top_k)
   return {
-    temperature,
-    top_p: greedy ? 1 : (asked.top_p ?? defaults.top_p),
+    temperature: greedy ? 0 : temperature,
+    top_p: greedy || top_p === 0 ? 1 : top_p,
     top_k: greedy || top_k < 0 ? 0 : top_k,
     min_p: greedy ? 0 : (asked.min_p ?? 0),
     repetition_penalty: asked.repetition_penalty ?? (greedy ? 1 : defaults.repetition_penalty),

@@ -20,7 +20,8 @@ import {
   type Verification,
 } from './hook.ts'
 import { renderRequest } from './hook-request.ts'
-import { chosenEvents, found, jobsOf, pageSize } from '../jobs/job-routes.ts'
+import { chosenEvents, found, jobsOf } from '../jobs/job-routes.ts'
+import { pageSize } from '../page-size.ts'
 import { model } from '../model.ts'
 
 const grace_s_default = 24 * 3600

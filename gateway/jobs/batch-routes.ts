@@ -8,7 +8,8 @@ import { parse, parseJson } from '../../src/json-body.ts'
 import { standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
 import { batchesOf } from './file-routes.ts'
-import { endpointOf, found, pageSize, WebhookFields } from './job-routes.ts'
+import { endpointOf, found, WebhookFields } from './job-routes.ts'
+import { pageSize } from '../page-size.ts'
 
 type Batch = ReturnType<typeof batchView>
 

@@ -7,7 +7,8 @@ import { auth, scope } from '../keys/auth.ts'
 import { parse, parseJson } from '../../src/json-body.ts'
 import { standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
-import { found, jobsOf, pageSize, seconds } from './job-routes.ts'
+import { found, jobsOf, seconds } from './job-routes.ts'
+import { pageSize } from '../page-size.ts'
 import type { DeliveryRow } from './outbox.ts'
 
 const statuses = ['pending', 'sending', 'delivered', 'dead']

@@ -5,7 +5,8 @@ import type { AppEnv } from '../app-env.ts'
 import { auth, scope } from '../keys/auth.ts'
 import { standing } from '../limits/count.ts'
 import { fileKey, newFileId, writeFile, type StoredFile } from './file-store.ts'
-import { found, pageSize } from './job-routes.ts'
+import { found } from './job-routes.ts'
+import { pageSize } from '../page-size.ts'
 import { partText, readMultipart } from './multipart.ts'
 
 const file_bytes_max = 100 * 1024 * 1024

@@ -3,11 +3,12 @@ import { Hono, type Context } from 'hono'
 import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
 import { factory, type AppEnv } from '../app-env.ts'
-import { auth, scope } from '../keys/auth.ts'
+import { auth, requireScope, scope } from '../keys/auth.ts'
 import { checkCallbackUrl } from './callback-url.ts'
 import { parse, parseJson } from '../../src/json-body.ts'
-import { standing } from '../limits/count.ts'
+import { requireStanding, standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
+import { pageSize } from '../page-size.ts'
 import { events, isTerminal, jobView, type Endpoint, type JobEvent } from './job.ts'
 import { prepare } from '../chat/prompt.ts'
 
@@ -15,7 +16,6 @@ import { prepare } from '../chat/prompt.ts'
 const request_bytes_max = 1_000_000
 const metadata_chars_max = 16_384
 const wait_s_max = 60
-const page_max = 100
 
 const Url = z.string()
 const Secret = z
@@ -34,7 +34,7 @@ type Webhook = Pick<z.infer<typeof NewJob>, 'webhook' | 'webhook_events_filter'>
 export const jobsOf = (env: Env, tenantId: string) => env.JOBS.getByName(tenantId)
 const own = (c: Context<AppEnv>) => jobsOf(c.env, c.var.caller.tenantId)
 
-/** `background: true`: the same body, answered with a job. */
+/** `background: true`: the same body, answered with a job, for keys that may make jobs. */
 export const background = factory.createMiddleware(async function background(c, next) {
   const text = await c.req.text()
   if (!text.includes('"background"')) return next()
@@ -46,6 +46,8 @@ export const background = factory.createMiddleware(async function background(c, 
     if (asked) parse(Background, json)
     return next()
   }
+  requireScope(c.var.caller, 'jobs')
+  await requireStanding(c)
   const { background: _, webhook: __, webhook_events_filter: ___, metadata: ____, ...request } = parsed.data
   const body = { ...(json as object), ...request } as Record<string, unknown>
   for (const field of ['background', 'webhook', 'webhook_events_filter', 'metadata']) delete body[field]
@@ -161,9 +163,6 @@ function idempotency(c: Context<AppEnv>): string | null {
   if (key.length > 255) throw new ApiError('invalid_value', 'An Idempotency-Key has at most 255 characters.')
   return `key:${c.var.caller.keyId}:${key}`
 }
-
-export const pageSize = (c: Context<AppEnv>) =>
-  Math.min(Math.max(1, Number(c.req.query('limit') ?? 20) || 20), page_max)
 
 /** Unix seconds, to the millisecond. */
 export const seconds = (ms: number | null) => (ms === null ? null : ms / 1000)

@@ -12,6 +12,7 @@ export interface Part {
 }
 
 const header_bytes_max = 16 * 1024
+const headers_max = 32
 const utf8 = new TextEncoder()
 
 const broken = (why: string) =>
@@ -31,11 +32,12 @@ export async function* readMultipart(
   source.unread(utf8.encode('\r\n'))
   for await (const _ of source.until(delimiter));
   for (;;) {
-    const after = await source.line()
-    if (after.startsWith('--')) return
-    if (after !== '') throw broken('something follows a boundary')
+    if (await source.closes()) return
+    if ((await source.line()) !== '') throw broken('something follows a boundary')
     const headers: string[] = []
-    for (let line = await source.line(); line !== ''; line = await source.line()) headers.push(line)
+    for (let line = await source.line(); line !== ''; line = await source.line()) {
+      if (headers.push(line) > headers_max) throw broken('a part has too many headers')
+    }
     const disposition = headers.find((line) => /^content-disposition:/i.test(line)) ?? ''
     const part: Part = {
       name: /[; ]name="([^"]*)"/i.exec(disposition)?.[1] ?? '',
@@ -69,11 +71,16 @@ class Source {
     this.#held = joined(bytes, this.#held)
   }
 
+  /** Behind a delimiter: whether it was the last, which '--' follows. */
+  async closes(): Promise<boolean> {
+    while (this.#held.length < 2) await this.#more()
+    return this.#held[0] === 45 && this.#held[1] === 45
+  }
+
   async line(): Promise<string> {
     for (;;) {
       const end = indexOf(this.#held, utf8.encode('\r\n'))
       if (end >= 0) return new TextDecoder().decode(this.#take(end, 2))
-      if (this.#held.length >= 2 && this.#held[0] === 45 && this.#held[1] === 45) return '--'
       if (this.#held.length > header_bytes_max) throw broken('a header is too long')
       await this.#more()
     }

@@ -1,7 +1,7 @@
 import { ApiError } from '../../src/errors.ts'
 import type { KeyScope } from '../admin/admin-bodies.ts'
 import { factory } from '../app-env.ts'
-import { identify, sameText } from './identify.ts'
+import { identify, sameText, type Caller } from './identify.ts'
 
 /** RFC 6750: the scheme is case-insensitive. */
 function bearer(header: string | undefined): string {
@@ -31,12 +31,14 @@ export const adminAuth = factory.createMiddleware(async function adminAuth(c, ne
 /** Behind auth: whether this key may do what the route does. */
 export const scope = (wanted: KeyScope) =>
   factory.createMiddleware(async function scope(c, next) {
-    const { scopes } = c.var.caller
-    if (scopes !== null && !scopes.includes(wanted)) {
-      throw new ApiError(
-        'insufficient_scope',
-        `This key may not do that: it lacks the scope '${wanted}' (it has: ${scopes.join(', ') || 'none'}).`,
-      )
-    }
+    requireScope(c.var.caller, wanted)
     await next()
   })
+
+export function requireScope({ scopes }: Caller, wanted: KeyScope): void {
+  if (scopes === null || scopes.includes(wanted)) return
+  throw new ApiError(
+    'insufficient_scope',
+    `This key may not do that: it lacks the scope '${wanted}' (it has: ${scopes.join(', ') || 'none'}).`,
+  )
+}

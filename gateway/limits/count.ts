@@ -1,4 +1,5 @@
-import { factory } from '../app-env.ts'
+import type { Context } from 'hono'
+import { factory, type AppEnv } from '../app-env.ts'
 import { countRequest, noteRequest } from './lease.ts'
 import { limitHeaders, noLimits, notActive, refusal } from './limit-headers.ts'
 import type { CountResult, Use } from './tenant-record.ts'
@@ -27,6 +28,11 @@ export const count = factory.createMiddleware(async function count(c, next) {
 
 /** For routes that count nothing: whether key and tenant still stand, and what is left. */
 export const standing = factory.createMiddleware(async function standing(c, next) {
+  await requireStanding(c)
+  await next()
+})
+
+export async function requireStanding(c: Context<AppEnv>): Promise<void> {
   const { tenantId, keyId } = c.var.caller
   const tenant = c.env.TENANT.getByName(tenantId)
   let found
@@ -37,5 +43,4 @@ export const standing = factory.createMiddleware(async function standing(c, next
   }
   if (found.standing !== 'active') throw notActive(found.standing)
   for (const [name, value] of Object.entries(limitHeaders(found.snapshot))) c.header(name, value)
-  await next()
-})
+}

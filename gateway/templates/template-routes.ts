@@ -6,6 +6,7 @@ import { Hono, type Context } from 'hono'
 import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
 import type { AppEnv } from '../app-env.ts'
+import { pageSize } from '../page-size.ts'
 import { auth, scope } from '../keys/auth.ts'
 import { parse, parseJson } from '../../src/json-body.ts'
 import { standing } from '../limits/count.ts'
@@ -15,8 +16,6 @@ import { differences } from './template-diff.ts'
 import { published_prefix, templatesOf } from './template-use.ts'
 import { warm } from './template-warming.ts'
 import type { Templates } from './templates.ts'
-
-const page_max = 100
 
 const Name = z.object({ name: z.string().check(z.minLength(1), z.maxLength(200)) })
 const Pin = z.object({ version: z.nullable(z.int().check(z.gte(1))) })
@@ -51,7 +50,7 @@ function routes(
       return c.json(made, 201)
     })
     .get('/', async (c) => {
-      const limit = Math.min(Number(c.req.query('limit') ?? 20) || 20, page_max)
+      const limit = pageSize(c)
       const data = await held(c).list(c.req.query('cursor') ?? '', limit + 1)
       const page = data.slice(0, limit)
       const next = data.length > limit ? (page.at(-1)?.id ?? null) : null

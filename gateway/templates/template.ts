@@ -8,6 +8,7 @@ import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
 import { parse } from '../../src/json-body.ts'
 import { parseChatRequest } from '../chat/chat-request.ts'
+import { unsupported } from './schema-keywords.ts'
 import { asText, fill, lookUp, parseText } from './template-text.ts'
 
 export interface TemplateMessage {
@@ -78,11 +79,13 @@ function readSchema(given: Record<string, unknown> | null, used: string[]): Temp
   const schema = whole ? { ...given, properties } : { type: 'object' as const, properties, required }
   if (JSON.stringify(schema).length > schema_chars_max)
     throw invalidAt('variables', `the schema is larger than ${schema_chars_max} characters`)
+  const wrong = unsupported(schema)
+  if (wrong !== null) throw invalidAt(`variables.${wrong.where}`, wrong.why)
   validate(schema, {})
   return schema
 }
 
-/** A reference to nothing, or to itself, throws inside. */
+/** A keyword with a value that it cannot have throws inside. */
 function validate(schema: Schema, values: Record<string, unknown>) {
   try {
     return new Validator(schema).validate(values)

@@ -82,7 +82,7 @@ def train(args, tokenizer, out, scratch):
         batches = queue.get()
         if state["step"] < args.short_steps or state["step"] % LONG_EVERY:
             batches.pop("long", None)
-        scale = rate(state["seconds"] / budget, state["step"])
+        scale = args.rate * rate(state["seconds"] / budget, state["step"])
         for opt, lr in zip(opts, (MUON_LR, ADAM_LR)):
             for group in opt.param_groups:
                 group["lr"] = lr * scale
@@ -116,6 +116,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny")
     parser.add_argument("--scratch", type=Path, required=True, help="checkpoints; a second run goes on from them")
     parser.add_argument("--init", type=Path, help="a checkpoint folder to go on from, its training counted in eval.json (optimizers start anew)")
+    parser.add_argument("--rate", type=float, default=1.0, help="of the learning rates; less to go on gently from --init")
     parser.add_argument("--minutes", type=float, default=92)
     parser.add_argument("--eval-every", type=float, default=8, help="minutes")
     parser.add_argument("--short-steps", type=int, default=300, help="steps before the long rows join")

@@ -2,7 +2,7 @@
 import OpenAI from 'openai'
 import { resumingFetch } from '../../src/resuming-fetch.ts'
 import { cuttingProxy } from './cutting-proxy.ts'
-import { metric, until, type Stack } from './stack.ts'
+import { metric, newTenantsKey, until, type Stack } from './stack.ts'
 
 const words = ['river', 'stone', 'apple', 'cloud', 'lamp', 'wheel', 'garden', 'paper']
 export const question = (i: number) =>
@@ -237,19 +237,7 @@ function joined(choices: (Choice | undefined)[]): string {
 
 /** Two tenants ask the same: nobody may see the other's entry. */
 export async function crossHits(stack: Stack, count: number): Promise<number> {
-  const admin = async (path: string, json: object) => {
-    const response = await fetch(`${stack.gateway}/admin${path}`, {
-      method: 'POST',
-      headers: { authorization: `Bearer ${stack.adminToken}` },
-      body: JSON.stringify(json),
-    })
-    return (await response.json()) as { id: string; key: string }
-  }
-  const keys: string[] = []
-  for (const name of ['a', 'b']) {
-    const { id } = await admin('/tenants', { name })
-    keys.push((await admin(`/tenants/${id}/keys`, { name })).key)
-  }
+  const keys = [await newTenantsKey(stack), await newTenantsKey(stack)]
   let crossed = 0
   const statuses = async (key: string, i: number) => {
     const response = await fetch(`${stack.gateway}/v1/chat/completions`, {

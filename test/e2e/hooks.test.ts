@@ -2,7 +2,7 @@
 import { Webhook } from 'standardwebhooks'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { startReceiver, type Receiver } from './receiver.ts'
-import { startStack, until, type Stack } from './stack.ts'
+import { newTenantsKey, startStack, until, type Stack } from './stack.ts'
 
 let stack: Stack
 let receiver: Receiver
@@ -21,10 +21,7 @@ async function post<T>(path: string, body: unknown, token: string): Promise<T> {
   const response = await fetch(stack.gateway + path, { method: 'POST', headers, body: JSON.stringify(body) })
   return (await response.json()) as T
 }
-async function tenant(limits: object): Promise<string> {
-  const { id } = await post<{ id: string }>('/admin/tenants', { name: 't', limits }, stack.adminToken)
-  return (await post<{ key: string }>(`/admin/tenants/${id}/keys`, { name: 'k' }, stack.adminToken)).key
-}
+const tenant = (limits: object) => newTenantsKey(stack, limits)
 const job = (content: string, max_tokens: number) => ({
   request: {
     model: 'tiny',

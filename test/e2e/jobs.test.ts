@@ -3,7 +3,7 @@ import OpenAI from 'openai'
 import { Webhook } from 'standardwebhooks'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { startReceiver, type Receiver } from './receiver.ts'
-import { startStack, until, type Stack } from './stack.ts'
+import { newTenantsKey, startStack, until, type Stack } from './stack.ts'
 
 let stack: Stack
 let receiver: Receiver
@@ -79,6 +79,18 @@ describe('a job', () => {
     expect(accepted.status).toBe(202)
     const { id } = (await accepted.json()) as Job
     expect((await finished(id)).status).toBe('completed')
+  })
+
+  it('is made by keys with the scope for it alone, asked for as a chat or not', async () => {
+    const key = await newTenantsKey(stack, {}, { scopes: ['generate'] })
+    for (const [path, body] of [
+      ['/jobs', { request: request() }],
+      ['/chat/completions', { ...request(), background: true, webhook: { url: receiver.url } }],
+    ] as const) {
+      const refused = await call(path, body, { authorization: `Bearer ${key}` })
+      expect(refused.status).toBe(403)
+      expect(await refused.json()).toMatchObject({ error: { code: 'insufficient_scope' } })
+    }
   })
 
   it('is refused at once where its request is wrong', async () => {

@@ -107,3 +107,18 @@ export function freePort(): Promise<number> {
     })
   })
 }
+
+/** A key of a tenant of its own. @param key `scopes`, `models`, ...: what the admin API takes. */
+export async function newTenantsKey(stack: Stack, limits: object = {}, key: object = {}): Promise<string> {
+  const post = async <T>(path: string, body: object) => {
+    const response = await fetch(`${stack.gateway}/admin${path}`, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${stack.adminToken}` },
+      body: JSON.stringify(body),
+    })
+    if (response.status !== 201) throw new Error(`${path}: ${response.status} ${await response.text()}`)
+    return (await response.json()) as T
+  }
+  const { id } = await post<{ id: string }>('/tenants', { name: 't', limits })
+  return (await post<{ key: string }>(`/tenants/${id}/keys`, { name: 'k', ...key })).key
+}

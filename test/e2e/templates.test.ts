@@ -1,6 +1,6 @@
 /** A published template reaches the engine before its first caller does. */
 import { afterAll, beforeAll, expect, it } from 'vitest'
-import { startStack, type Stack } from './stack.ts'
+import { newTenantsKey, startStack, type Stack } from './stack.ts'
 
 let stack: Stack
 beforeAll(async () => {
@@ -22,11 +22,7 @@ it("the operator's prefix is warm for every tenant, a tenant's own for itself", 
     { role: 'system', content: instructions },
     { role: 'user', content: 'The question is: {{question}}' },
   ]
-  const key = async () => {
-    const { id } = await post<{ id: string }>('/admin/tenants', { name: 't' }, stack.adminToken)
-    return (await post<{ key: string }>(`/admin/tenants/${id}/keys`, { name: 'k' }, stack.adminToken)).key
-  }
-  const [one, other] = [await key(), await key()]
+  const [one, other] = [await newTenantsKey(stack), await newTenantsKey(stack)]
   const cached = async (token: string, id: string) => {
     const template = { id, variables: { question: crypto.randomUUID() } }
     const answer = await post<Answer>(

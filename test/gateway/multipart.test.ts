@@ -32,6 +32,15 @@ const form = (file: string) =>
   )
 
 describe('multipart', () => {
+  it.each([
+    ['a header that begins like the end', '--b0\r\n--x'],
+    ['no end of a header', '--b0\r\nx'],
+    ['headers without end', `--b0\r\n${'--x: y\r\n'.repeat(100)}`],
+    ['half a last delimiter', '--b0-'],
+  ])('refuses %s', async (_, text) => {
+    await expect(parts(chunked(utf8.encode(text), [5]))).rejects.toMatchObject({ status: 400 })
+  })
+
   it('reads the same parts however it is cut into pieces', async () => {
     const text = fc.array(fc.constantFrom('\r\n', '--', '-', 'b0', '--b', '\r', '\n', 'é', 'x', '\r\n--b'), {
       maxLength: 40,

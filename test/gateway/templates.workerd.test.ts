@@ -149,7 +149,20 @@ describe('a template', () => {
         messages: [{ role: 'user', content: 'x' }],
         variables: { type: 'object', properties: {}, $ref: '#' },
       },
-      'variables',
+      'variables.$ref',
+    ],
+    [
+      'a pattern, which may take for ever',
+      {
+        messages: [{ role: 'user', content: '{{a}}' }],
+        variables: { a: { anyOf: [{ type: 'string', pattern: '^(a+)+$' }] } },
+      },
+      'variables.properties.a.anyOf.0.pattern',
+    ],
+    [
+      'a property that is no schema',
+      { messages: [{ role: 'user', content: '{{a}}' }], variables: { a: 'string' } },
+      'variables.properties.a',
     ],
     ['an unknown role', { messages: [{ role: 'tool', content: 'x' }] }, 'messages[0].role'],
     [

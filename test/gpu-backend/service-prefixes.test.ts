@@ -17,6 +17,7 @@ const options = {
 } as const
 const card = {
   id: 'fixture',
+  context_length: 4096,
   generation: { temperature: 1, top_p: 1, top_k: 0, repetition_penalty: 1 },
 } as ModelCard
 
@@ -208,6 +209,21 @@ it("a tenant's cached prompt makes no other tenant's quicker", async () => {
   expect(least.foreign).toBeGreaterThan(least.cold / 2)
 })
 
+it("ends with the memory an answer that may fill the model's context, which memory does not hold", async () => {
+  const small = await openEngine({ ...options, kvMemoryMb: 1 })
+  const tight = await served(small, card)
+  const ids = prompt(8, 10)
+  const room = small.model.contextLength - ids.length
+  expect(room).toBeLessThan(card.context_length - ids.length)
+  const whole = await answers(
+    await tight.post('/v1/generate', request(ids, { max_tokens: card.context_length - ids.length })),
+  )
+  expect(whole.ends).toMatchObject([{ finish_reason: 'length', usage: { completion: room } }])
+  expect((await tight.post('/v1/generate', request(ids, { max_tokens: room + 1 }))).status).toBe(400)
+  await tight.close()
+  await small.close()
+})
+
 it('sleeps without weights and KV, and wakes to the same answers', async () => {
   const before = await generate(engine, prompt(9, 50))
   expect((await service.post('/v1/sleep')).status).toBe(200)
@@ -224,4 +240,15 @@ it('sleeps without weights and KV, and wakes to the same answers', async () => {
   const after = await generate(engine, prompt(9, 50))
   expect(after.tokens).toEqual(before.tokens)
   expect(after.finish.usage.cached).toBe(0)
+})
+
+it('sleeps and wakes in turn, however often both are asked for at once', async () => {
+  const asked = ['sleep', 'wake', 'wake', 'sleep', 'sleep', 'wake', 'wake']
+  const answers = await Promise.all(asked.map((what) => service.post(`/v1/${what}`)))
+  expect(answers.map(({ status }) => status)).toEqual(asked.map(() => 200))
+  expect((await generate(engine, prompt(9, 50))).tokens).not.toHaveLength(0)
+  await Promise.all([engine.sleep(), engine.wake(), engine.wake()])
+  await engine.wake()
+  const waves = await Promise.all([1, 2, 3].map((seed) => generate(engine, prompt(seed, 20))))
+  expect(waves.every(({ tokens }) => tokens.length > 0)).toBe(true)
 })

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { isDeterministic, resolveSampling } from '../../src/sampling.ts'
+import { isDeterministic, resolveSampling, Sampling } from '../../src/sampling.ts'
 
 const defaults = { temperature: 0.7, top_p: 0.8, top_k: 20, repetition_penalty: 1.05 }
 
@@ -15,6 +15,18 @@ describe('resolveSampling', () => {
     expect(
       resolveSampling({ temperature: 0, repetition_penalty: 1.2 }, defaults, 100).repetition_penalty,
     ).toBe(1.2)
+  })
+
+  it('is greedy, too, where the temperature is too small to divide by', () => {
+    expect(resolveSampling({ temperature: 1e-309, seed: 1 }, defaults, 9)).toEqual(
+      resolveSampling({ temperature: 0 }, defaults, 9),
+    )
+  })
+
+  it("takes top_p 0, OpenAI's way to ask for the likeliest token, as top_k 1", () => {
+    const sampling = resolveSampling({ top_p: 0, top_k: 9 }, defaults, 9)
+    expect(sampling).toMatchObject({ temperature: 0.7, top_p: 1, top_k: 1 })
+    expect(Sampling.parse({ top_p: 0 })).toEqual({ top_p: 0 })
   })
 
   it('calls only greedy or seeded sampling deterministic', () => {

@@ -120,7 +120,7 @@ TokenId Sampler::draw(std::span<const float> logits, std::size_t position) const
       left -= weight(token);
       if (left < 0) return token;
     }
-    return ids.back();
+    return ids.empty() ? argmax(logits) : ids.back();  // empty: the largest logit is infinite or NaN
   };
 
   const bool limited = params_.top_k > 0 && params_.top_k < logits.size();

@@ -210,6 +210,11 @@ TEST("sampler: a whole vocabulary of equals, of one, and of nonsense") {
   CHECK(Sampler(p, 3, {}).next(Floats{nan, nan, nan}, 0).token < 3);
   const float low = -std::numeric_limits<float>::infinity();
   CHECK(Sampler(p, 3, {}).next(Floats{low, 0, low}, 0).token == 1);
+  p.top_p = 1;
+  CHECK(Sampler(p, 3, {}).next(Floats{nan, nan, nan}, 0).token < 3);
+  CHECK(Sampler(p, 3, {}).next(Floats{0, -low, 0}, 0).token == 1);
+  p.temperature = 1e-309;  // 1 / temperature is infinite
+  CHECK(Sampler(p, 3, {}).next(Floats{0, 2, 0}, 0).token == 1);
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ export const prefixes = factory.createHandlers(async function prefixes(c) {
     ...prompt,
     tokenIds,
     openEnded: false,
-    sampling: { ...prompt.sampling, max_tokens: 1, min_tokens: 0 },
+    sampling: { ...prompt.sampling, max_tokens: 1, min_tokens: 0, n: 1 },
   }
   const requestId = wireId(caller.tenantId, generationId(null))
   const { settle, headers } = await admit(asked, { env: c.env, requestId, caller })

@@ -1,12 +1,13 @@
 /**
  * Answers kept at the edge (result-store.ts says where).
  *
- * The key is SHA-256 over tenant, epoch, model revision, prompt token ids, sampling and stop strings: two bodies that
+ * The key is SHA-256 over tenant, epoch, model revision, prompt token ids, sampling (grammar included) and stop strings: two bodies that
  * render to the same tokens share an entry, a stream and a JSON answer too, two tenants never do. Kept is what must
  * come out the same again (temperature 0, or a seed), and what the caller asks to keep with `x-cache: ttl=N`. Obeyed on
  * the request: Cache-Control no-store, no-cache, max-age=N; `x-replay: timed` replays a stream at the engine's pace.
  */
 import { ApiError } from '../../src/errors.ts'
+import { writeGrammar } from '../../src/grammar/grammar.ts'
 import { isDeterministic } from '../../src/sampling.ts'
 import { factory } from '../app-env.ts'
 import { cachePolicy, policyFor } from './cache-policy.ts'
@@ -68,7 +69,10 @@ export async function cacheKey(
   epoch: string,
   { tokenIds, sampling, stop }: Prompt,
 ): Promise<string> {
-  const settings = new TextEncoder().encode(JSON.stringify([tenantId, epoch, model.revision, sampling, stop]))
+  // By what it allows, not by how it was said.
+  const grammar = sampling.grammar === null ? null : writeGrammar(sampling.grammar)
+  const parts = [tenantId, epoch, model.revision, { ...sampling, grammar }, stop]
+  const settings = new TextEncoder().encode(JSON.stringify(parts))
   const bytes = new Uint8Array(4 + settings.byteLength + tokenIds.length * 4)
   new DataView(bytes.buffer).setUint32(0, settings.byteLength)
   bytes.set(settings, 4)

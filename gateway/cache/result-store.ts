@@ -10,15 +10,15 @@ import {
   type Delta,
   type Deltas,
   type FinishDelta,
-  type TextDelta,
-} from '../chat/generation.ts'
+  type AnswerDelta,
+} from '../chat/answers.ts'
 
 export interface Entry {
   version: typeof entry_version
   /** Milliseconds since the epoch. */
   stored_at: number
   ttl_s: number
-  texts: TextDelta[]
+  texts: AnswerDelta[]
   /** Milliseconds from the start, one for each of `texts` and one for the finish. */
   times: number[]
   finish: FinishDelta
@@ -32,7 +32,7 @@ export interface Lookup {
 
 type Defer = (work: Promise<unknown>) => void
 
-const entry_version = 2
+const entry_version = 3
 const entry_chars_max = 4 * 1024 * 1024
 const cache_ms_max = 250
 const kv_ms_max = 1_000
@@ -73,13 +73,9 @@ export async function* keep(deltas: Deltas, ttl_s: number, store: (entry: Entry)
   }
 }
 
-/** The caller's limits ended it, not the request: the same request may get more later, so it is not kept. */
-export const cutShort = ({ reason, usage }: FinishDelta, max_tokens: number) =>
-  reason === 'length' && usage.completion < max_tokens
-
 export class Recorder {
   readonly #started = Date.now()
-  readonly #texts: TextDelta[] = []
+  readonly #texts: AnswerDelta[] = []
   readonly #times: number[] = []
   #finish: FinishDelta | null = null
 

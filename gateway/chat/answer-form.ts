@@ -11,6 +11,10 @@ export interface AnswerForm {
   stream: boolean
   includeUsage: boolean
   logprobs: boolean
+  /** Answers to the one prompt. */
+  n: number
+  /** Their text is read for tool calls. */
+  toolCalls: boolean
   /** The last event that the caller has; -1: none. */
   after: number
 }
@@ -24,6 +28,8 @@ export const form = factory.createMiddleware(async function form(c, next) {
     stream: chat.stream,
     includeUsage: chat.includeUsage,
     logprobs: prompt.sampling.logprobs !== null,
+    n: prompt.sampling.n,
+    toolCalls: chat.toolCalls,
     after: lastEventId(c),
   })
   c.set('resumable', c.req.header('x-resumable') === 'true')

@@ -25,7 +25,7 @@ export type Answer =
 export interface ChatCompletion {
   id: string
   model: string
-  choices: { message: { role: string; content: string }; finish_reason: string }[]
+  choices: { message: { role: string; content: string | null }; finish_reason: string }[]
   usage: { prompt_tokens: number; completion_tokens: number; total_tokens: number }
 }
 

@@ -21,7 +21,7 @@ const retry_after_s = 1
 const first_event_ms = 120_000
 const probe_ms = 2_000
 
-/** Runs one generation; each item is what one read of the stream held. Ends after the finish event. */
+/** Runs one generation; each item is what one read of the stream held. Ends after each answer's finish event. */
 export async function* generate(
   env: Env,
   request: GenerateRequest,
@@ -35,6 +35,7 @@ export async function* generate(
     first_event_ms,
   )
   if (response.body === null) throw unavailable('answered without a body')
+  let open = request.sampling.n ?? 1
   try {
     for await (const events of readSse(response.body)) {
       const batch: GenerateEvent[] = []
@@ -42,8 +43,9 @@ export async function* generate(
         if (event === 'error') throw fromWire(data, 500)
         batch.push(JSON.parse(data) as GenerateEvent)
       }
+      open -= batch.filter(isFinish).length
       yield batch
-      if (batch.some(isFinish)) return
+      if (open === 0) return
     }
   } catch (cause) {
     throw asApiError(cause, signal)
@@ -51,12 +53,19 @@ export async function* generate(
   throw unavailable('ended its answer early')
 }
 
-/** Stops a generation and says what it has used; null when the backend knows nothing of it. */
-export async function cancel(env: Env, requestId: string): Promise<TokenUsage | null> {
+/**
+ * Stops a generation and says what it has used; null when the backend knows nothing of it.
+ * @param index one of its answers, the others go on; null: all of it
+ */
+export async function cancel(
+  env: Env,
+  requestId: string,
+  index: number | null = null,
+): Promise<TokenUsage | null> {
   const signal = new AbortController().signal
   const response = await call(
     env,
-    `/v1/generate/${encodeURIComponent(requestId)}/cancel`,
+    `/v1/generate/${encodeURIComponent(requestId)}/cancel${index === null ? '' : `?index=${index}`}`,
     { method: 'POST' },
     signal,
     probe_ms,

@@ -7,10 +7,11 @@ import { ApiError } from '../../src/errors.ts'
 import { factory, type AppEnv } from '../app-env.ts'
 import { joinFlight } from '../flights/flight-client.ts'
 import { generationId, wireId } from '../flights/flight-names.ts'
-import { startGeneration, type Deltas } from './generation.ts'
+import { type Deltas } from './answers.ts'
+import { startGeneration } from './generation.ts'
 import type { Prompt } from './prompt.ts'
 import { respond } from './respond.ts'
-import { cutShort, keep, storeFar, storeNear } from '../cache/result-store.ts'
+import { keep, storeFar, storeNear } from '../cache/result-store.ts'
 
 /** How long after its start a resumable answer can be read. */
 const resumable_ms = 10 * 60 * 1000
@@ -45,10 +46,10 @@ async function direct(c: Context<AppEnv>): Promise<Response> {
 
 async function flight(c: Context<AppEnv>, shared: boolean): Promise<Response> {
   const { form, cache, resumable, idempotent } = c.var
-  const { generationId: id, created, includeUsage, logprobs } = form
+  const { generationId: id, created, includeUsage, logprobs, n, toolCalls } = form
   const { signal, leave } = whileListening(c)
   const request = {
-    ticket: { id, created, includeUsage, logprobs },
+    ticket: { id, created, includeUsage, logprobs, n, toolCalls },
     key: shared ? cache.key : null,
     ttl_s: cache.ttl_s,
     resumable,
@@ -73,7 +74,7 @@ export function whileListening(c: Context<AppEnv>): { signal: AbortSignal; leave
 /** @param far into KV as well: a flight that is shared does that itself. */
 const kept = (c: Context<AppEnv>, deltas: Deltas, key: string, far: boolean): Deltas =>
   keep(deltas, c.var.cache.ttl_s, async (entry) => {
-    if (cutShort(entry.finish, c.var.prompt.sampling.max_tokens)) return
+    if (entry.finish.cut_short) return
     if (far) c.executionCtx.waitUntil(storeFar(c.env, key, entry))
     await storeNear(key, entry)
   })

@@ -57,6 +57,7 @@ export async function prepare(
 function render(chat: ChatRequest, template: TemplateUse | null): Prompt {
   const { tokenIds, sharedPrefixTokens } = renderChat(tokenizer, chat.messages, {
     defaultSystem: model.default_system,
+    tools: chat.tools,
     ...(template?.shared ? { shared: template.shared } : {}),
   })
   const room = model.context_length - tokenIds.length

@@ -1,10 +1,6 @@
 /**
- * An answer in OpenAI's form, JSON or SSE. The first delta is awaited before the 200 is committed, so a failure until
- * then has its status; after it a failure is a last SSE event named `error`. Beside OpenAI's fields the answer carries
- * `timing` (milliseconds in queue, prefill and decode) where the engine ran for it.
- *
- * Every event of a stream has an id, the same whenever the answer is written: 0 for the role, n for the n-th token, then
- * the rest. What the caller has already (Last-Event-ID) is left out.
+ * An answer as a response, JSON or SSE (its form: openai-answer.ts). The first delta is awaited before the 200 is committed, so a failure until
+ * then has its status; after it a failure is a last SSE event named `error`.
  *
  * workerd learns that a client has gone only by writing to it. A stream writes all the time; a JSON answer that takes
  * longer than `json_patience_ms` is therefore begun with white space, which JSON allows in front, one blank a beat.
@@ -12,12 +8,11 @@
  */
 import type { Context } from 'hono'
 import { ApiError } from '../../src/errors.ts'
-import type { TokenLogprob, TokenLogprobs, TokenUsage } from '../../src/protocol.ts'
 import { encodeSse, sse_ping } from '../../src/sse.ts'
 import type { AnswerForm } from './answer-form.ts'
 import type { AppEnv } from '../app-env.ts'
-import { isFinishDelta, type Delta, type Deltas, type FinishDelta, type TextDelta } from './generation.ts'
-import { model, tokenizer } from '../model.ts'
+import { isFinishDelta, type Delta, type Deltas } from './answers.ts'
+import { ChunkWriter, completion } from './openai-answer.ts'
 
 const heartbeat_ms = 10_000
 const json_patience_ms = 1_000
@@ -46,35 +41,6 @@ export async function respond(
   c.header('cache-control', 'no-cache, no-transform')
   c.header('x-accel-buffering', 'no')
   return c.body(eventStream(new ChunkWriter(form), first, deltas, abort), 200)
-}
-
-async function completion(form: AnswerForm, first: IteratorResult<Delta[]>, deltas: Deltas) {
-  const texts: TextDelta[] = []
-  let finish: FinishDelta | undefined
-  const take = (batch: Delta[]) => {
-    for (const delta of batch) {
-      if (isFinishDelta(delta)) finish = delta
-      else texts.push(delta)
-    }
-  }
-  if (first.done !== true) take(first.value)
-  for await (const batch of deltas) take(batch)
-  if (finish === undefined) throw new ApiError('internal_error', 'The answer ended without a finish.')
-  const content = texts.map((delta) => delta.text).join('')
-  const logprobs = texts.flatMap((delta) => delta.logprobs ?? [])
-  return {
-    ...head(form, 'chat.completion'),
-    choices: [
-      {
-        index: 0,
-        message: { role: 'assistant', content, refusal: null },
-        logprobs: form.logprobs ? openaiLogprobs(logprobs) : null,
-        finish_reason: finish.reason,
-      },
-    ],
-    usage: usage(finish.usage),
-    ...timing(finish),
-  }
 }
 
 function patientJson(answer: Promise<unknown>, abort: () => void): ReadableStream<Uint8Array> {
@@ -165,91 +131,5 @@ async function within<T>(work: Promise<T>, ms: number): Promise<T | 'silent'> {
     return await Promise.race([work, silence])
   } finally {
     clearTimeout(timer)
-  }
-}
-
-class ChunkWriter {
-  readonly #form: AnswerForm
-  readonly #head
-  /** Of the next event. */
-  #id = 0
-
-  constructor(form: AnswerForm) {
-    this.#form = form
-    this.#head = head(form, 'chat.completion.chunk')
-  }
-
-  chunks(deltas: Delta[]): string {
-    let out = ''
-    if (this.#id === 0) out += this.#chunk({ role: 'assistant', content: '', refusal: null }, null, null)
-    for (const delta of deltas) out += isFinishDelta(delta) ? this.#finish(delta) : this.#text(delta)
-    return out
-  }
-
-  #text(delta: TextDelta): string {
-    // Half a character, or what may become a stop string, is still held back.
-    if (delta.text === '' && !delta.logprobs) {
-      this.#id++
-      return ''
-    }
-    return this.#chunk({ content: delta.text }, delta.logprobs ? openaiLogprobs(delta.logprobs) : null, null)
-  }
-
-  #finish(delta: FinishDelta): string {
-    const last = this.#chunk({}, null, delta.reason, timing(delta))
-    const usages = this.#form.includeUsage
-      ? this.#event({ ...this.#head, choices: [], usage: usage(delta.usage), ...timing(delta) })
-      : ''
-    return last + usages + encodeSse({ data: '[DONE]', id: String(this.#id++) })
-  }
-
-  #chunk(delta: object, logprobs: object | null, finish_reason: string | null, more: object = {}): string {
-    const withUsage = this.#form.includeUsage ? { usage: null } : {}
-    return this.#event({
-      ...this.#head,
-      choices: [{ index: 0, delta, logprobs, finish_reason }],
-      ...withUsage,
-      ...more,
-    })
-  }
-
-  #event(chunk: object): string {
-    const id = this.#id++
-    return id <= this.#form.after ? '' : `id: ${id}\ndata: ${JSON.stringify(chunk)}\n\n`
-  }
-}
-
-const head = <Kind extends string>({ generationId, created }: AnswerForm, object: Kind) => ({
-  id: `chatcmpl-${generationId.slice('gen_'.length)}`,
-  object,
-  created,
-  model: model.id,
-  system_fingerprint: `fp_${model.revision.slice(0, 12)}`,
-})
-
-const usage = ({ prompt, cached, completion }: TokenUsage) => ({
-  prompt_tokens: prompt,
-  completion_tokens: completion,
-  total_tokens: prompt + completion,
-  prompt_tokens_details: { cached_tokens: cached },
-})
-
-const timing = ({ timing }: FinishDelta) => {
-  if (timing === null) return {}
-  const rounded = (ms: number) => Math.round(ms * 100) / 100
-  const { queue_ms, prefill_ms, decode_ms } = timing
-  return {
-    timing: { queue_ms: rounded(queue_ms), prefill_ms: rounded(prefill_ms), decode_ms: rounded(decode_ms) },
-  }
-}
-
-function openaiLogprobs(tokens: TokenLogprobs[]) {
-  const one = ({ token_id, logprob }: TokenLogprob) => {
-    const bytes = tokenizer.tokenBytes(token_id)
-    return { token: new TextDecoder().decode(bytes), logprob, bytes: [...bytes] }
-  }
-  return {
-    content: tokens.map((token) => ({ ...one(token), top_logprobs: token.top.map(one) })),
-    refusal: null,
   }
 }

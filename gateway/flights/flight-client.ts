@@ -3,7 +3,7 @@ import { ApiError } from '../../src/errors.ts'
 import { flightsOf, shardOf } from './flight-names.ts'
 import type { TicketRecord } from './flight-store.ts'
 import type { Flight, Line } from './flight.ts'
-import { isFinishDelta, type Delta, type Deltas } from '../chat/generation.ts'
+import { isFinishDelta, type Delta, type Deltas } from '../chat/answers.ts'
 import type { Caller } from '../keys/identify.ts'
 import type { Prompt } from '../chat/prompt.ts'
 

@@ -12,6 +12,8 @@ export interface TicketRecord {
   created: number
   includeUsage: boolean
   logprobs: boolean
+  n: number
+  toolCalls: boolean
 }
 
 export interface StoredFlight {

@@ -9,7 +9,7 @@
  */
 import { ApiError, type ErrorBody } from '../../src/errors.ts'
 import type { TokenUsage } from '../../src/protocol.ts'
-import { isFinishDelta, type Delta } from '../chat/generation.ts'
+import { isFinishDelta, type Delta } from '../chat/answers.ts'
 
 export const grace_ms = 30_000
 const beat_ms = 1_000

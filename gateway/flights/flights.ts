@@ -12,9 +12,10 @@ import type { FlightRequest } from './flight-client.ts'
 import { wireId } from './flight-names.ts'
 import { Flight } from './flight.ts'
 import { FlightStore, type StoredFlight, type TicketRecord } from './flight-store.ts'
-import { isFinishDelta, startGeneration, type Delta } from '../chat/generation.ts'
+import { isFinishDelta, type Delta } from '../chat/answers.ts'
+import { startGeneration } from '../chat/generation.ts'
 import type { Prompt } from '../chat/prompt.ts'
-import { cutShort, Recorder, storeFar } from '../cache/result-store.ts'
+import { Recorder, storeFar } from '../cache/result-store.ts'
 
 /** How long a finished flight still serves identical requests, and a resumed one stays in memory. */
 const linger_ms = 10_000
@@ -194,7 +195,7 @@ export class Flights extends DurableObject<Env> {
         if (flight.state === 'running') flight.push(batch)
         const entry = batch.some(isFinishDelta) ? recorder.entry(ttl_s) : null
         if (key === null || entry === null) continue
-        if (cutShort(entry.finish, prompt.sampling.max_tokens)) this.#unshare(live)
+        if (entry.finish.cut_short) this.#unshare(live)
         else this.ctx.waitUntil(storeFar(this.env, key, entry))
       }
     } catch (cause) {
@@ -271,10 +272,12 @@ export class Flights extends DurableObject<Env> {
 
 /**
  * The tokens to go on after; what follows them in the log will be generated again. The last token may have been the
- * end, whose finish was lost. Penalties over the output alone want the output told from the prompt: then it begins anew.
+ * end, whose finish was lost. Penalties over the output alone and grammars want the output told from the prompt, and
+ * several answers cannot continue one prompt: then it begins anew.
  */
 function continuable({ sampling }: Prompt, before: Delta[]): number[] {
-  if (sampling.presence_penalty !== 0 || sampling.frequency_penalty !== 0) return []
+  const { presence_penalty, frequency_penalty, grammar, n } = sampling
+  if (presence_penalty !== 0 || frequency_penalty !== 0 || grammar !== null || n > 1) return []
   const emitted = before.flatMap((delta) => (delta.type === 'text' ? delta.token_ids : []))
   return emitted.slice(0, -1)
 }

@@ -22,8 +22,7 @@ export const events = factory.createHandlers(async function events(c) {
   const { signal, leave } = whileListening(c)
   const found = await attachToFlight(c.env, c.var.caller.tenantId, id, signal)
   if (found === null) throw notFound(id)
-  const { created, includeUsage, logprobs } = found.ticket
-  const form = { generationId: id, created, includeUsage, logprobs, stream: true, after }
+  const form = { ...found.ticket, generationId: id, stream: true, after }
   return respond(c, form, found.deltas, leave)
 })
 

@@ -13,7 +13,7 @@ import type { AdmitResult, Use } from './tenant-record.ts'
 const renew_ms = 10_000
 
 export interface Admission {
-  /** With max_tokens capped to what the limits hold, where the caller set none. */
+  /** With max_tokens, of each answer, capped to what the limits hold, where the caller set none. */
   prompt: Prompt
   headers: Record<string, string>
   /** Once, when the end is known; null: nothing ran. */
@@ -33,12 +33,12 @@ export async function admit(
 ): Promise<Admission> {
   const tenant = env.TENANT.getByName(caller.tenantId)
   const use: Use = { key_id: caller.keyId, model: model.id, template: prompt.template?.id ?? '' }
-  const { max_tokens, min_tokens } = prompt.sampling
+  const { max_tokens, min_tokens, n } = prompt.sampling
   const ask = {
     prompt_tokens: prompt.tokenIds.length,
-    max_tokens: prompt.openEnded ? null : max_tokens,
-    room_tokens: max_tokens,
-    least_tokens: Math.max(1, min_tokens),
+    max_tokens: prompt.openEnded ? null : n * max_tokens,
+    room_tokens: n * max_tokens,
+    least_tokens: n * Math.max(1, min_tokens),
   }
   let admitted: AdmitResult
   try {
@@ -57,7 +57,7 @@ export async function admit(
   }
   const renewal = setInterval(() => void tenant.renew([requestId]).catch(() => undefined), renew_ms)
   return {
-    prompt: { ...prompt, sampling: { ...prompt.sampling, max_tokens: admitted.max_tokens } },
+    prompt: { ...prompt, sampling: { ...prompt.sampling, max_tokens: Math.floor(admitted.max_tokens / n) } },
     headers,
     settle: async (usage) => {
       clearInterval(renewal)

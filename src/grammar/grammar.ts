@@ -11,10 +11,14 @@ import { SchemaLike, ToolSpec, toolCalls } from './tool-calls.ts'
 
 const ebnf_chars_max = 64 * 1024
 
+const JsonObject = z.object({ type: z.literal('json_object') })
+/** @property strict what a grammar cannot say is refused; else it is left to the model. */
+const JsonSchema = z.object({ type: z.literal('json_schema'), schema: SchemaLike, strict: z.boolean() })
+export type JsonGrammar = z.infer<typeof JsonObject> | z.infer<typeof JsonSchema>
+
 export const GrammarSpec = z.discriminatedUnion('type', [
-  z.object({ type: z.literal('json_object') }),
-  /** @property strict what a grammar cannot say is refused; else it is left to the model. */
-  z.object({ type: z.literal('json_schema'), schema: SchemaLike, strict: z.boolean() }),
+  JsonObject,
+  JsonSchema,
   z.object({ type: z.literal('regex'), pattern: z.string() }),
   z.object({
     type: z.literal('choice'),
@@ -28,6 +32,8 @@ export const GrammarSpec = z.discriminatedUnion('type', [
     optional: z.boolean(),
     /** More than one call in an answer. */
     parallel: z.boolean(),
+    /** What an answer without a call must be. */
+    answer: z.optional(z.discriminatedUnion('type', [JsonObject, JsonSchema])),
   }),
 ])
 export type GrammarSpec = z.infer<typeof GrammarSpec>
@@ -49,7 +55,9 @@ function rootOf(grammar: Grammar, spec: Exclude<GrammarSpec, { type: 'ebnf' }>):
       return regexGrammar(spec.pattern, false)
     case 'choice':
       return choice(...[...new Set(spec.choices)].map(literal))
-    case 'tool_calls':
-      return toolCalls(grammar, spec)
+    case 'tool_calls': {
+      if (!spec.optional || spec.answer === undefined) return toolCalls(grammar, spec)
+      return choice(rootOf(grammar, spec.answer), toolCalls(grammar, { ...spec, optional: false }))
+    }
   }
 }

@@ -17,6 +17,8 @@ export interface Tokenizer {
   isSpecial(id: number): boolean
   /** The id of an added token by its text, such as `<|im_start|>`; throws where there is none. */
   specialId(text: string): number
+  /** The same, where there may be none. */
+  addedId(text: string): number | undefined
 }
 
 /** A token outside the merges, found by name only. */
@@ -34,11 +36,12 @@ export const unknownId = (id: number, vocabSize: number): RangeError =>
 export function decoding(
   added: readonly AddedToken[],
   tokenBytes: (id: number) => Uint8Array,
-): Pick<Tokenizer, 'decode' | 'isSpecial' | 'specialId'> {
+): Pick<Tokenizer, 'decode' | 'isSpecial' | 'specialId' | 'addedId'> {
   const special = new Set(added.filter((token) => token.special).map((token) => token.id))
   const byText = new Map(added.map((token) => [token.text, token.id]))
   return {
     isSpecial: (id) => special.has(id),
+    addedId: (text) => byText.get(text),
     specialId(text) {
       const id = byText.get(text)
       if (id === undefined) throw new Error(`the vocabulary has no token ${text}`)

@@ -175,7 +175,12 @@ describe('bad input', () => {
       400,
       'stop',
     ],
-    ['tools', { model: 'tiny', messages: [{ role: 'user', content: 'x' }], tools: [{}] }, 400, 'tools'],
+    [
+      'tools',
+      { model: 'tiny', messages: [{ role: 'user', content: 'x' }], tools: [{}] },
+      400,
+      'tools[0].type',
+    ],
     [
       'a prompt longer than the context',
       { model: 'tiny', messages: [{ role: 'user', content: 'a b '.repeat(9000) }] },

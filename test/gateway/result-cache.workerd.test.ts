@@ -8,12 +8,15 @@ let backend: ScriptedBackend
 afterEach(() => backend.restore())
 
 const entry = (text: string, more: Partial<Entry> = {}): Entry => ({
-  version: 2,
+  version: 3,
   stored_at: Date.now(),
   ttl_s: 100,
-  texts: [{ type: 'text', text, token_ids: [1] }],
-  times: [0, 1],
-  finish: { type: 'finish', reason: 'stop', usage: { prompt: 1, cached: 0, completion: 1 }, timing: null },
+  texts: [
+    { type: 'text', index: 0, text, token_ids: [1] },
+    { type: 'end', index: 0, text: '', token_ids: [], reason: 'stop' },
+  ],
+  times: [0, 1, 1],
+  finish: { type: 'finish', usage: { prompt: 1, cached: 0, completion: 1 }, timing: null, cut_short: false },
   ...more,
 })
 
@@ -158,7 +161,7 @@ describe('the store', () => {
       'null',
       '{',
       whole.slice(0, -20),
-      whole.replace('"version":2', '"version":1'),
+      whole.replace('"version":3', '"version":2'),
       whole.replace('"texts"', '"text"'),
       whole.replace('"token_ids":[1]', '"token_ids":1'),
       whole.replace('"finish":{', '"finish":7,"x":{'),
@@ -167,16 +170,16 @@ describe('the store', () => {
       expect(await found(`bad-${i}`)).toBeNull()
     }
     await put('good', whole)
-    expect(await found('good')).toMatchObject({ texts: [{ text: 'x' }] })
+    expect(await found('good')).toMatchObject({ texts: [{ text: 'x' }, { type: 'end' }] })
   })
 
   it('fetches from KV what this data centre lacks, and keeps it here', async () => {
     backend = scriptedBackend(saying(''))
     await env.RESULTS.put('result:far', JSON.stringify(entry('far')))
-    expect(await found('far')).toMatchObject({ texts: [{ text: 'far' }] })
+    expect(await found('far')).toMatchObject({ texts: [{ text: 'far' }, { type: 'end' }] })
     await Promise.all(deferred)
     await env.RESULTS.delete('result:far')
-    expect(await found('far')).toMatchObject({ texts: [{ text: 'far' }] })
+    expect(await found('far')).toMatchObject({ texts: [{ text: 'far' }, { type: 'end' }] })
   })
 
   it('says that storage failed, and does not wait for it', async () => {

@@ -13,6 +13,8 @@ export interface AppEnv {
     caller: Caller
     /** Set by answer, for what no client waits for. */
     priority?: number
+    /** Set by answer: nobody can leave, so a JSON answer may take its time. */
+    unattended?: boolean
     /** Set by prompt. */
     chat: ChatRequest
     prompt: Prompt

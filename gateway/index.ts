@@ -97,7 +97,7 @@ const app = new Hono<AppEnv>()
   .route('/v1/files', files)
   .route('/v1/batches', batches)
   .route('/v1/hooks', hooks)
-  .post('/hooks/:id', limitedBody, ...inbound)
+  .post('/hooks/:id', ...inbound)
   .route('/admin', admin)
   .get('/healthz', (c) => c.json({ status: 'ok' }))
   .get('/readyz', async (c) => {

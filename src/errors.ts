@@ -26,6 +26,7 @@ const table = {
   request_cancelled: [499, 'server_error'],
   internal_error: [500, 'server_error'],
   engine_error: [500, 'server_error'],
+  response_too_large: [500, 'server_error'],
   backend_unavailable: [503, 'server_error'],
   storage_unavailable: [503, 'server_error'],
   deadline_exceeded: [504, 'server_error'],

@@ -37,6 +37,7 @@ export async function answer(env: Env, work: Work, ask: Ask): Promise<Answer> {
       c.set('requestId', ask.requestId)
       c.set('caller', ask.caller)
       c.set('priority', ask.priority ?? 0)
+      c.set('unattended', true)
       await next()
     })
     .post('/', ...line)

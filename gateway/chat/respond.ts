@@ -33,7 +33,7 @@ export async function respond(
   const first = await deltas.next()
   if (!form.stream) {
     const answer = completion(form, first, deltas)
-    const soon = await within(answer, json_patience_ms)
+    const soon = c.var.unattended === true ? await answer : await within(answer, json_patience_ms)
     if (soon !== 'silent') return c.json(soon)
     return c.body(patientJson(answer, abort), 200, { 'content-type': 'application/json' })
   }

@@ -4,19 +4,28 @@
  */
 import { ApiError } from '../../src/errors.ts'
 import { factory } from '../app-env.ts'
-import { holding, readHook, type HookRecord } from './hook.ts'
+import { limitedBody } from '../chat/limited-body.ts'
+import { holding, isHookId, readHook, type HookRecord } from './hook.ts'
 import { passes, readPayload, renderRequest, type Event } from './hook-request.ts'
 import { eventId, isGenuine } from './hook-verify.ts'
 import { isTerminal, jobView } from '../jobs/job.ts'
-import { jobsOf, newJobId, requestText } from '../jobs/job-routes.ts'
+import { accepted, jobsOf, newJobId, requestText } from '../jobs/job-routes.ts'
 import { prepare } from '../chat/prompt.ts'
 
 const sync_wait_ms = 25_000
 
-export const inbound = factory.createHandlers(async function inbound(c) {
+const nowhere = () => new ApiError('not_found', 'There is no hook at this address.')
+
+/** Before anything is read or woken: an id that we never gave out is a guess. */
+const knownAddress = factory.createMiddleware(async function knownAddress(c, next) {
+  if (!(await isHookId(c.env, c.req.param('id') ?? ''))) throw nowhere()
+  await next()
+})
+
+export const inbound = factory.createHandlers(knownAddress, limitedBody, async function inbound(c) {
   const body = await c.req.text()
   const hook = await readHook(c.env, c.req.param('id') ?? '')
-  if (hook === null) throw new ApiError('not_found', 'There is no hook at this address.')
+  if (hook === null) throw nowhere()
   const signed = { headers: c.req.raw.headers, body }
   const secrets = holding(hook.verify.secrets, Date.now())
   if (!(await isGenuine(hook.verify.type, secrets, signed, Date.now())))
@@ -36,15 +45,17 @@ export const inbound = factory.createHandlers(async function inbound(c) {
   const request = renderRequest(hook.request, event)
   await prepare(c.env, hook.caller, request)
   const jobs = jobsOf(c.env, hook.caller.tenantId)
-  const made = await jobs.create({
-    id: newJobId(),
-    caller: hook.caller,
-    request: requestText(request),
-    endpoints:
-      hook.callback === null ? [] : [{ ...hook.callback, secrets: holding(hook.signing, Date.now()) }],
-    metadata: JSON.stringify(metadata(hook, event)),
-    dedupe: id === null ? null : `hook:${hook.id}:${id}`,
-  })
+  const made = accepted(
+    await jobs.create({
+      id: newJobId(),
+      caller: hook.caller,
+      request: requestText(request),
+      endpoints:
+        hook.callback === null ? [] : [{ ...hook.callback, secrets: holding(hook.signing, Date.now()) }],
+      metadata: JSON.stringify(metadata(hook, event)),
+      dedupe: id === null ? null : `hook:${hook.id}:${id}`,
+    }),
+  )
   if (hook.mode === 'sync') {
     const job = await jobs.get(made.id, sync_wait_ms)
     if (job !== null && isTerminal(job.status)) {

@@ -11,8 +11,11 @@ import { standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
 import { makeSigningSecret } from '../jobs/deliver.ts'
 import {
+  changeHook,
   holding,
   hookOf,
+  hookText,
+  newHookId,
   readHook,
   rotated,
   verifications,
@@ -25,7 +28,6 @@ import { pageSize } from '../page-size.ts'
 import { model } from '../model.ts'
 
 const grace_s_default = 24 * 3600
-const record_chars_max = 256 * 1024
 
 const Secret = z.string().check(z.minLength(8), z.maxLength(512))
 const Fields = z.strictObject({
@@ -56,7 +58,7 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
     const asked = parse(Fields, parseJson(await c.req.text()))
     const { type, secret } = asked.verify
     const record: HookRecord = {
-      id: `hook_${crypto.randomUUID().replaceAll('-', '')}`,
+      id: await newHookId(c.env),
       name: asked.name,
       caller: c.var.caller,
       enabled: asked.enabled ?? true,
@@ -68,7 +70,7 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
       signing: [{ secret: makeSigningSecret(), until: null }],
       created_at: Date.now(),
     }
-    await save(c, record)
+    await hookOf(c.env, record.id).replace(null, hookText(record))
     await jobsOf(c.env, c.var.caller.tenantId).addHook(record.id)
     return c.json({ ...view(c, record), ...secretsOf(record) }, 201)
   })
@@ -83,12 +85,10 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
   })
   .get('/:id', async (c) => c.json(view(c, await own(c))))
   .patch('/:id', async (c) => {
-    const before = await own(c)
+    const record = await own(c)
     const asked = parse(Change, parseJson(await c.req.text()))
     const asksElse = ['template', 'messages', 'model', 'sampling'].some((field) => field in asked)
-    const secret = asked.verify?.secret
-    const type = asked.verify?.type ?? before.verify.type
-    const after: HookRecord = {
+    const after = await changeHook(c.env, record, (before) => ({
       ...before,
       // Whoever changes a hook answers for it from then on: so it outlives the key that made it.
       caller: c.var.caller,
@@ -97,14 +97,12 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
       mode: asked.mode ?? before.mode,
       request: asksElse ? requestOf(asked, before.request) : before.request,
       filter: asked.filter === undefined ? before.filter : asked.filter,
-      verify: {
-        type,
-        secrets: secret ? heldSecret(type, secret) : type === before.verify.type ? before.verify.secrets : [],
-      },
+      verify: changedVerify(before.verify, asked.verify),
       callback: asked.callback === undefined ? before.callback : callbackOf(c, asked.callback),
-    }
-    await save(c, after)
-    return c.json(view(c, after))
+    }))
+    // A secret that nobody has seen is shown this once.
+    const isMade = after.verify.type !== record.verify.type && !asked.verify?.secret
+    return c.json({ ...view(c, after), ...(isMade ? { verify: secretsOf(after).verify } : {}) })
   })
   .delete('/:id', async (c) => {
     const { id } = await own(c)
@@ -121,19 +119,19 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
       grace_seconds = grace_s_default,
     } = parse(Rotate, text === '' ? {} : parseJson(text))
     const until = Date.now() + grace_seconds * 1_000
-    if (target === 'signing') {
-      record.signing = rotated(record.signing, makeSigningSecret(), until)
-    } else {
-      const { type, secrets } = record.verify
+    const after = await changeHook(c.env, record, (before) => {
+      if (target === 'signing')
+        return { ...before, signing: rotated(before.signing, makeSigningSecret(), until) }
+      const { type, secrets } = before.verify
       const made = secret ?? madeSecret(type)
       if (made === null)
         throw new ApiError('invalid_value', `A ${type} secret is made by ${type}: send it as 'secret'.`, {
           param: 'secret',
         })
-      record.verify.secrets = rotated(secrets, heldSecret(type, made)[0]?.secret ?? made, until)
-    }
-    await save(c, record)
-    return c.json({ ...view(c, record), ...secretsOf(record) })
+      const held = heldSecret(type, made)[0]?.secret ?? made
+      return { ...before, verify: { type, secrets: rotated(secrets, held, until) } }
+    })
+    return c.json({ ...view(c, after), ...secretsOf(after) })
   })
   .post('/:id/test', async (c) => {
     const { id, callback, signing } = await own(c)
@@ -198,11 +196,12 @@ function heldSecret(type: Verification, secret: string | null) {
   return [{ secret, until: null }]
 }
 
-async function save(c: Context<AppEnv>, record: HookRecord): Promise<void> {
-  const text = JSON.stringify(record)
-  if (text.length > record_chars_max)
-    throw new ApiError('body_too_large', `A hook may have ${record_chars_max} characters in all.`)
-  await hookOf(c.env, record.id).write(text)
+/** Another type without a secret gets one made, as a new hook does. */
+function changedVerify(before: HookRecord['verify'], asked: Asked['verify']): HookRecord['verify'] {
+  if (asked === undefined) return before
+  const { type, secret } = asked
+  if (!secret && type === before.type) return before
+  return { type, secrets: heldSecret(type, secret ?? madeSecret(type)) }
 }
 
 async function own(c: Context<AppEnv>): Promise<HookRecord> {

@@ -85,7 +85,7 @@ export async function eventId(
 }
 
 const utf8 = new TextEncoder()
-const hex = (bytes: ArrayBuffer) =>
+export const hex = (bytes: ArrayBuffer) =>
   [...new Uint8Array(bytes)].map((byte) => byte.toString(16).padStart(2, '0')).join('')
 
 export async function hmacHex(secret: string, text: string): Promise<string> {

@@ -1,7 +1,11 @@
 /** One inbound webhook: whose it is, how its caller proves itself, and what is asked of the model when it is called. */
 import { DurableObject } from 'cloudflare:workers'
-import type { Caller } from '../keys/identify.ts'
+import { ApiError } from '../../src/errors.ts'
+import { sameText, type Caller } from '../keys/identify.ts'
+import { hex, hmacHex } from './hook-verify.ts'
 import type { Endpoint } from '../jobs/job.ts'
+
+const record_chars_max = 256 * 1024
 
 export const verifications = ['standard-webhooks', 'github', 'stripe', 'slack', 'token'] as const
 export type Verification = (typeof verifications)[number]
@@ -44,8 +48,11 @@ export class Hook extends DurableObject<Env> {
     return this.ctx.storage.kv.get<string>('record') ?? null
   }
 
-  write(record: string): void {
+  /** @returns false, and changes nothing, where it is not `before` any more. @param before null: there was none. */
+  replace(before: string | null, record: string): boolean {
+    if (this.read() !== before) return false
     this.ctx.storage.kv.put('record', record)
+    return true
   }
 
   async remove(): Promise<void> {
@@ -55,8 +62,40 @@ export class Hook extends DurableObject<Env> {
 
 export const hookOf = (env: Env, id: string) => env.HOOK.getByName(id)
 
+/** 80 random bits and a tag over them, so that a guess is known as one without asking any storage. */
+export async function newHookId(env: Env): Promise<string> {
+  const random = hex(crypto.getRandomValues(new Uint8Array(10)).buffer)
+  return `hook_${random}${await tag(env, random)}`
+}
+
+export async function isHookId(env: Env, id: string): Promise<boolean> {
+  const [, random, given] = /^hook_([0-9a-f]{20})([0-9a-f]{12})$/.exec(id) ?? []
+  return random !== undefined && given !== undefined && sameText(given, await tag(env, random))
+}
+
+const tag = async (env: Env, random: string) => (await hmacHex(env.KEY_PEPPER, `hook:${random}`)).slice(0, 12)
+
 export async function readHook(env: Env, id: string): Promise<HookRecord | null> {
-  if (!/^hook_[0-9a-f]{32}$/.test(id)) return null
+  if (!(await isHookId(env, id))) return null
   const text = await hookOf(env, id).read()
   return text === null ? null : (JSON.parse(text) as HookRecord)
+}
+
+/** Changes a hook; again on what another changed meanwhile. */
+export async function changeHook(
+  env: Env,
+  record: HookRecord,
+  change: (record: HookRecord) => HookRecord,
+): Promise<HookRecord> {
+  for (let before: HookRecord | null = record; before !== null; before = await readHook(env, record.id)) {
+    const after = change(before)
+    if (await hookOf(env, record.id).replace(JSON.stringify(before), hookText(after))) return after
+  }
+  throw new ApiError('not_found', 'This hook was deleted.')
+}
+
+export function hookText(record: HookRecord): string {
+  const text = JSON.stringify(record)
+  if (text.length <= record_chars_max) return text
+  throw new ApiError('body_too_large', `A hook may have ${record_chars_max} characters in all.`)
 }

@@ -23,7 +23,20 @@ import { attemptEnd } from './job-attempt.ts'
 import type { Endpoint } from './job.ts'
 
 const width = 2
+/** Whichever is full first: an isolate holds 128 MB. */
 const window_lines = 64
+const window_bytes = 8e6
+/** How much of the messages decides which requests run one after another. */
+const beginning_chars = 2_000
+/** How soon a waiting line learns that its batch was cancelled. */
+const nap_ms = 2_000
+const files_max = 1_000
+const open_max = 100
+const isOpen = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
+/** A page that begins behind an id; the first where the id is ''. */
+const newestFirst = (table: 'files' | 'batches') =>
+  `SELECT * FROM ${table} WHERE ?1 = '' OR (created_at, id) < (SELECT created_at, id FROM ${table} WHERE id = ?1)
+   ORDER BY created_at DESC, id DESC LIMIT ?2`
 const heartbeat_ms = 5_000
 const priority = -10
 
@@ -61,21 +74,33 @@ export class Batches extends DurableObject<Env> {
     return row === undefined ? null : { ...row, object: 'file' }
   }
 
+  /** Newest first. */
   files(after: string, limit: number): StoredFile[] {
-    const sql = 'SELECT * FROM files WHERE id > ? ORDER BY id LIMIT ?'
+    const sql = newestFirst('files')
     return this.#sql
       .exec<Omit<StoredFile, 'object'>>(sql, after, limit)
       .toArray()
       .map((row) => ({ ...row, object: 'file' }))
   }
 
-  removeFile(id: string): boolean {
-    return this.#sql.exec('DELETE FROM files WHERE id = ?', id).rowsWritten > 0
+  hasRoomForFile(): boolean {
+    return this.#sql.exec<{ n: number }>('SELECT count(*) AS n FROM files').one().n < files_max
   }
 
+  /** @returns false where a batch still reads it. */
+  removeFile(id: string): boolean {
+    const reading = `SELECT 1 FROM batches WHERE input_file_id = ? AND ${isOpen} LIMIT 1`
+    if (this.#sql.exec(reading, id).toArray().length > 0) return false
+    this.#sql.exec('DELETE FROM files WHERE id = ?', id)
+    return true
+  }
+
+  /** @returns null where too many wait already. */
   async create(
     row: Pick<BatchRow, 'id' | 'caller' | 'input_file_id' | 'endpoints' | 'metadata'>,
-  ): Promise<string> {
+  ): Promise<string | null> {
+    const { n } = this.#sql.exec<{ n: number }>(`SELECT count(*) AS n FROM batches WHERE ${isOpen}`).one()
+    if (n >= open_max) return null
     this.#sql.exec(
       `INSERT INTO batches (id, status, caller, input_file_id, offset, total, completed, failed, endpoints, metadata, created_at)
        VALUES (?, 'validating', ?, ?, 0, 0, 0, 0, ?, ?, ?)`,
@@ -87,7 +112,7 @@ export class Batches extends DurableObject<Env> {
       Date.now(),
     )
     await this.ctx.storage.setAlarm(Date.now())
-    return this.show(row.id) ?? ''
+    return this.show(row.id)
   }
 
   /** The batch as JSON. */
@@ -96,9 +121,9 @@ export class Batches extends DurableObject<Env> {
     return row === null ? null : JSON.stringify(batchView(row))
   }
 
+  /** Newest first. */
   list(after: string, limit: number): string {
-    const sql = 'SELECT * FROM batches WHERE id > ? ORDER BY id LIMIT ?'
-    const rows = this.#sql.exec<BatchRow>(sql, after, limit).toArray()
+    const rows = this.#sql.exec<BatchRow>(newestFirst('batches'), after, limit).toArray()
     return JSON.stringify(rows.map(batchView))
   }
 
@@ -113,9 +138,7 @@ export class Batches extends DurableObject<Env> {
 
   override async alarm(): Promise<void> {
     const open = this.#sql
-      .exec<BatchRow>(
-        "SELECT * FROM batches WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling') ORDER BY created_at LIMIT 1",
-      )
+      .exec<BatchRow>(`SELECT * FROM batches WHERE ${isOpen} ORDER BY created_at LIMIT 1`)
       .toArray()[0]
     if (open === undefined) return
     await this.ctx.storage.setAlarm(Date.now() + heartbeat_ms)
@@ -133,7 +156,7 @@ export class Batches extends DurableObject<Env> {
 
   async #step(row: BatchRow): Promise<void> {
     if (row.status === 'validating') return this.#validate(row)
-    if (row.status === 'in_progress' && Date.now() < row.created_at + expires_ms) return this.#runWindow(row)
+    if (this.#runs(row.id)) return this.#runWindow(row)
     await this.#finalize(row)
   }
 
@@ -143,12 +166,13 @@ export class Batches extends DurableObject<Env> {
     const wrong = (message: string, line: number | null) =>
       errors.push({ code: 'invalid_line', message, line })
     try {
+      let at = 0
       for await (const { text } of readLines(await this.#input(row, 0), line_bytes_max)) {
+        at++
         if (text.trim() === '') continue
         const line = parseLine(text)
-        if (typeof line === 'string') wrong(line, seen.size + 1)
-        else if (seen.has(line.custom_id))
-          wrong(`custom_id '${line.custom_id}' was there before`, seen.size + 1)
+        if (typeof line === 'string') wrong(line, at)
+        else if (seen.has(line.custom_id)) wrong(`custom_id '${line.custom_id}' was there before`, at)
         else seen.add(line.custom_id)
         if (seen.size > requests_max) wrong(`more than ${requests_max} requests`, null)
         if (errors.length >= 20 || seen.size > requests_max) break
@@ -179,7 +203,7 @@ export class Batches extends DurableObject<Env> {
       // Its place in the file: stable, whatever was read before.
       if (line !== null && typeof line !== 'string') lines.push({ n: offset, line })
       offset += bytes
-      if (lines.length === window_lines) break
+      if (lines.length === window_lines || offset - row.offset > window_bytes) break
     }
     const done = this.#sql.exec<{ n: number }>(
       'SELECT n FROM results WHERE batch = ? AND n >= ?',
@@ -189,23 +213,23 @@ export class Batches extends DurableObject<Env> {
     const known = new Set([...done].map(({ n }) => n))
     const open = lines
       .filter(({ n }) => !known.has(n))
-      .map((one) => ({ ...one, key: JSON.stringify(one.line.body['messages']) }))
+      .map((one) => ({ ...one, key: JSON.stringify(one.line.body['messages']).slice(0, beginning_chars) }))
     open.sort((a, b) => (a.key < b.key ? -1 : 1))
     const workers = Array.from({ length: width }, async () => {
       for (let next = open.shift(); next !== undefined; next = open.shift()) {
-        if (this.#row(row.id)?.status !== 'in_progress') return
+        if (!this.#runs(row.id)) return
         await this.#runLine(row, next)
       }
     })
     await Promise.all(workers)
-    if (this.#row(row.id)?.status !== 'in_progress') return
+    if (!this.#runs(row.id)) return
     this.#sql.exec('UPDATE batches SET offset = ? WHERE id = ?', offset, row.id)
   }
 
   /** Until it has an end: a limit or a backend that is away is waited for. */
   async #runLine(row: BatchRow, { n, line }: Numbered): Promise<void> {
     const caller = JSON.parse(row.caller) as Caller
-    for (let attempt = 1; this.#row(row.id)?.status === 'in_progress'; attempt++) {
+    for (let attempt = 1; this.#runs(row.id); attempt++) {
       await this.ctx.storage.setAlarm(Date.now() + heartbeat_ms)
       const request_id = `req_${row.id.slice('batch_'.length)}_${n}_${attempt}`
       const signal = new AbortController().signal
@@ -219,7 +243,9 @@ export class Batches extends DurableObject<Env> {
       const end = attemptEnd(result, attempt, Date.now() - row.created_at)
       if (end.type === 'again') {
         if (end.holds) attempt--
-        await new Promise((resolve) => setTimeout(resolve, end.after_ms))
+        const until = Date.now() + end.after_ms
+        for (let left = end.after_ms; left > 0 && this.#runs(row.id); left = until - Date.now())
+          await scheduler.wait(Math.min(left, nap_ms))
         continue
       }
       const ok = end.type === 'completed'
@@ -313,6 +339,12 @@ export class Batches extends DurableObject<Env> {
     )
     if (object === null || object.size === 0) throw new Error('the input file is empty or gone')
     return object.body
+  }
+
+  /** Neither cancelled nor expired meanwhile. */
+  #runs(id: string): boolean {
+    const row = this.#row(id)
+    return row?.status === 'in_progress' && Date.now() < row.created_at + expires_ms
   }
 
   #row(id: string): BatchRow | null {

@@ -19,6 +19,8 @@ export const files: Hono<AppEnv> = new Hono<AppEnv>()
   .use(auth, scope('jobs'), standing)
   .post('/', async (c) => {
     const { body } = c.req.raw
+    if (!(await own(c).hasRoomForFile()))
+      throw new ApiError('conflict', 'You keep 1,000 files, and more are not held: delete some first.')
     if (body === null)
       throw new ApiError('invalid_value', 'Send the file as multipart/form-data.', { param: 'file' })
     const id = newFileId()
@@ -61,8 +63,9 @@ export const files: Hono<AppEnv> = new Hono<AppEnv>()
   })
   .delete('/:id', async (c) => {
     const { id } = found(await own(c).file(c.req.param('id')))
+    if (!(await own(c).removeFile(id)))
+      throw new ApiError('conflict', 'A batch still reads this file: wait for its end, or cancel it.')
     await c.env.FILES.delete(keyOf(c, id))
-    await own(c).removeFile(id)
     return c.json({ id, object: 'file', deleted: true })
   })
 

@@ -107,16 +107,32 @@ async function accept(
       param: 'metadata',
     })
   const endpoint = await endpointOf(c, webhook)
-  const { id, status } = await own(c).create({
-    id: newJobId(),
-    caller,
-    request: text,
-    endpoints: endpoint === null ? [] : [endpoint],
-    metadata,
-    dedupe: idempotency(c),
-  })
+  const { id, status, isSame } = accepted(
+    await own(c).create({
+      id: newJobId(),
+      caller,
+      request: text,
+      endpoints: endpoint === null ? [] : [endpoint],
+      metadata,
+      dedupe: idempotency(c),
+    }),
+  )
+  if (!isSame)
+    throw new ApiError('idempotency_conflict', 'This Idempotency-Key was sent before with another request.')
   const signing_secret = endpoint === null ? {} : { signing_secret: endpoint.secrets[0] }
   return c.json({ id, object: 'job', status, ...signing_secret }, 202)
+}
+
+export function accepted<T>(made: T | null): T {
+  if (made !== null) return made
+  throw new ApiError(
+    'rate_limit_exceeded',
+    'Too many of your jobs wait already; send more when these are done.',
+    {
+      param: 'queued_jobs',
+      retryAfterS: 10,
+    },
+  )
 }
 
 export function requestText(request: Record<string, unknown>): string {

@@ -4,17 +4,18 @@
  * SQLite here is the truth and an alarm is the engine: a job is durable before it is accepted. Execution is at least
  * once (whatever was under way when this object died is run again), its effect exactly once: a result is taken only from
  * the attempt that the row names, and the event that tells of it is written in the same transaction. A tenant has one
- * object and runs `running_max` jobs at once, so a flood of one tenant's waits behind itself. A job over its tenant's limit
- * waits for as long as the limit says. No queue stands between: it would hold a second, weaker copy of the truth.
+ * object and runs `running_max` jobs at once, so a flood of one tenant's waits behind itself. A job over a limit waits, and
+ * with it those of the same key. No queue stands between: it would hold a second, weaker copy of the truth.
  *
  * An alarm that keeps throwing is dropped by the platform: this one sets the next before it works, and never throws.
  */
 import { DurableObject } from 'cloudflare:workers'
+import { ApiError } from '../../src/errors.ts'
 import { answer, type Answer } from '../chat/answer.ts'
 import { makeSigningSecret } from './deliver.ts'
 import type { Caller } from '../keys/identify.ts'
 import { isTerminal, jobEvent, kept_ms, type Endpoint, type JobRow, type JobStatus } from './job.ts'
-import { attemptEnd } from './job-attempt.ts'
+import { attemptEnd, failed, patience_ms } from './job-attempt.ts'
 import { Outbox, type AttemptRow, type DeliveryRow } from './outbox.ts'
 
 export interface NewJob {
@@ -29,6 +30,9 @@ export interface NewJob {
 }
 
 const running_max = 8
+/** An object holds 10 GB; the outbox and the finished jobs of a week want their part. */
+const queued_max = 20_000
+const stored_bytes_max = 5e9
 /** Behind clients that wait. */
 const priority = -1
 /** How often an object at work is looked after, should it die meanwhile. */
@@ -41,8 +45,8 @@ export class Jobs extends DurableObject<Env> {
   readonly #running = new Map<string, AbortController>()
   readonly #waiting = new Map<string, Set<() => void>>()
   #alarmAt = Infinity
-  /** Milliseconds since the epoch; the tenant's limit lets nothing start before. */
-  #heldUntil = 0
+  /** By key: until when (milliseconds since the epoch) a limit lets none of its jobs start. */
+  readonly #held = new Map<string, number>()
   #purgeAt = 0
 
   constructor(ctx: DurableObjectState, env: Env) {
@@ -61,29 +65,37 @@ export class Jobs extends DurableObject<Env> {
     this.#sql.exec("UPDATE jobs SET status = 'queued' WHERE status = 'in_progress'")
   }
 
-  /** @returns the job, and whether it is new; the first one where its dedupe key is known. */
-  async create(job: NewJob): Promise<{ id: string; status: JobStatus; isNew: boolean }> {
+  /** @returns the job, and whether it is new; the first one where its dedupe key is known; null: too many wait already. */
+  async create(
+    job: NewJob,
+  ): Promise<{ id: string; status: JobStatus; isNew: boolean; isSame: boolean } | null> {
     const now = Date.now()
-    const made = this.#sql
-      .exec<{ id: string }>(
-        `INSERT OR IGNORE INTO jobs (id, dedupe, status, caller, request, endpoints, metadata, attempt, run, ready_at, created_at)
-         VALUES (?, ?, 'queued', ?, ?, ?, ?, 0, 1, ?, ?) RETURNING id`,
-        job.id,
-        job.dedupe,
-        JSON.stringify(job.caller),
-        job.request,
-        JSON.stringify(job.endpoints),
-        job.metadata,
-        now,
-        now,
-      )
-      .toArray()
-    if (made.length === 0) {
-      const sql = 'SELECT id, status FROM jobs WHERE dedupe = ?'
-      return { ...this.#sql.exec<{ id: string; status: JobStatus }>(sql, job.dedupe).one(), isNew: false }
+    const known = 'SELECT id, status, request FROM jobs WHERE dedupe = ?'
+    const first = this.#sql
+      .exec<{ id: string; status: JobStatus; request: string }>(known, job.dedupe)
+      .toArray()[0]
+    if (first !== undefined) {
+      const { id, status, request } = first
+      return { id, status, isNew: false, isSame: request === job.request }
     }
+    const { queued } = this.#sql
+      .exec<{ queued: number }>("SELECT count(*) AS queued FROM jobs WHERE status = 'queued'")
+      .one()
+    if (queued >= queued_max || this.#sql.databaseSize > stored_bytes_max) return null
+    this.#sql.exec<{ id: string }>(
+      `INSERT INTO jobs (id, dedupe, status, caller, request, endpoints, metadata, attempt, run, ready_at, created_at)
+         VALUES (?, ?, 'queued', ?, ?, ?, ?, 0, 1, ?, ?)`,
+      job.id,
+      job.dedupe,
+      JSON.stringify(job.caller),
+      job.request,
+      JSON.stringify(job.endpoints),
+      job.metadata,
+      now,
+      now,
+    )
     this.#work()
-    return { id: job.id, status: 'queued', isNew: true }
+    return { id: job.id, status: 'queued', isNew: true, isSame: true }
   }
 
   /** The job, once it has ended or `wait_ms` have passed. */
@@ -120,8 +132,8 @@ export class Jobs extends DurableObject<Env> {
   /** Runs a job again that failed or was cancelled, for whoever asks; null where it is not one of these. */
   async retry(id: string, caller: Caller): Promise<JobRow | null> {
     this.#sql.exec(
-      `UPDATE jobs SET status = 'queued', run = run + 1, attempt = 0, ready_at = ?, finished_at = NULL, error = NULL,
-         caller = ? WHERE id = ? AND status IN ('failed', 'cancelled')`,
+      `UPDATE jobs SET status = 'queued', run = run + 1, attempt = 0, ready_at = ?, started_at = NULL, finished_at = NULL,
+         error = NULL, caller = ? WHERE id = ? AND status IN ('failed', 'cancelled')`,
       Date.now(),
       JSON.stringify(caller),
       id,
@@ -197,13 +209,14 @@ export class Jobs extends DurableObject<Env> {
     const now = Date.now()
     this.#wakeAt(now + heartbeat_ms)
     if (now >= this.#purgeAt) this.#purge(now)
-    if (now >= this.#heldUntil) this.#startJobs(now)
+    for (const [key, until] of this.#held) if (until <= now) this.#held.delete(key)
+    this.#startJobs(now)
     this.#outbox.send(now, () => this.#work())
 
     const sql = "SELECT min(ready_at) AS at FROM jobs WHERE status = 'queued' AND ready_at > ?"
-    const nextJob = Math.max(
+    const nextJob = Math.min(
       this.#sql.exec<{ at: number | null }>(sql, now).one().at ?? Infinity,
-      this.#heldUntil,
+      ...this.#held.values(),
     )
     const nextPurge =
       this.#sql.exec('SELECT 1 FROM jobs LIMIT 1').toArray().length > 0 ? this.#purgeAt : Infinity
@@ -212,7 +225,7 @@ export class Jobs extends DurableObject<Env> {
   }
 
   #isBusy(): boolean {
-    return this.#running.size > 0 || this.#outbox.sending > 0 || this.#heldUntil > Date.now()
+    return this.#running.size > 0 || this.#outbox.sending > 0
   }
 
   /** @param exactly even if an earlier time is set. */
@@ -229,9 +242,11 @@ export class Jobs extends DurableObject<Env> {
     const rows = this.#sql
       .exec<JobRow>(
         `UPDATE jobs SET status = 'in_progress', attempt = attempt + 1, started_at = coalesce(started_at, ?1)
-         WHERE seq IN (SELECT seq FROM jobs WHERE status = 'queued' AND ready_at <= ?1 ORDER BY seq LIMIT ?2) RETURNING *`,
+         WHERE seq IN (SELECT seq FROM jobs WHERE status = 'queued' AND ready_at <= ?1
+           AND caller ->> '$.keyId' NOT IN (SELECT value FROM json_each(?3)) ORDER BY seq LIMIT ?2) RETURNING *`,
         now,
         room,
+        JSON.stringify([...this.#held.keys()]),
       )
       .toArray()
     for (const row of rows) {
@@ -258,7 +273,13 @@ export class Jobs extends DurableObject<Env> {
       result = { ok: false, error: null }
     }
     if (this.#running.get(row.id) === abort) this.#running.delete(row.id)
-    this.#settle(row, result)
+    try {
+      this.#settle(row, result)
+    } catch (cause) {
+      console.error('what a job gave could not be kept', row.id, cause)
+      const error = new ApiError('internal_error', 'The result could not be kept.')
+      this.#finish({ ...row, ...failed(error), status: 'failed', finished_at: Date.now() })
+    }
     this.#work()
   }
 
@@ -267,12 +288,13 @@ export class Jobs extends DurableObject<Env> {
     // Cancelled meanwhile, or another attempt's to end.
     if (row?.status !== 'in_progress' || row.attempt !== tried.attempt || row.run !== tried.run) return
     const now = Date.now()
-    const end = attemptEnd(result, row.attempt, now - row.created_at)
+    const end = attemptEnd(result, row.attempt, now - (row.started_at ?? row.created_at))
     if (end.type === 'again') {
-      if (end.holds) this.#heldUntil = Math.max(this.#heldUntil, now + end.after_ms)
+      if (end.holds) this.#held.set((JSON.parse(row.caller) as Caller).keyId, now + end.after_ms)
       // What only waited for its limit has not been tried.
       const sql = "UPDATE jobs SET status = 'queued', attempt = attempt - ?, ready_at = ? WHERE id = ?"
-      this.#sql.exec(sql, Number(end.holds), now + end.after_ms, row.id)
+      // A moment behind the hold: those that were not tried yet go first.
+      this.#sql.exec(sql, Number(end.holds), now + end.after_ms + Number(end.holds), row.id)
     } else {
       this.#finish({ ...row, status: end.type, response: end.response, error: end.error, finished_at: now })
     }
@@ -304,6 +326,11 @@ export class Jobs extends DurableObject<Env> {
 
   #purge(now: number): void {
     this.#purgeAt = now + purge_every_ms
+    const waited = "SELECT * FROM jobs WHERE status = 'queued' AND ready_at < ?"
+    for (const row of this.#sql.exec<JobRow>(waited, now - patience_ms).toArray()) {
+      const error = new ApiError('deadline_exceeded', 'The job waited for a day without a chance to run.')
+      this.#finish({ ...row, ...failed(error), status: 'failed', finished_at: now })
+    }
     this.#sql.exec('DELETE FROM jobs WHERE finished_at < ?', now - kept_ms)
     this.#outbox.forget(now - kept_ms)
   }

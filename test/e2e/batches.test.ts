@@ -3,7 +3,7 @@ import OpenAI, { toFile } from 'openai'
 import { Webhook } from 'standardwebhooks'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { startReceiver, type Receiver } from './receiver.ts'
-import { startStack, until, type Stack } from './stack.ts'
+import { newTenant, startStack, until, type Stack } from './stack.ts'
 
 let stack: Stack
 let receiver: Receiver
@@ -111,4 +111,33 @@ it('takes only files for batches', async () => {
   const file = await toFile(Buffer.from('x'), 'x.txt')
   await expect(openai.files.create({ file, purpose: 'assistants' })).rejects.toMatchObject({ status: 400 })
   await expect(start('file-none')).rejects.toMatchObject({ status: 404 })
+})
+
+it('waits for a limit without holding up its own end, and holds on to its file', async () => {
+  const key = await (await newTenant(stack))({ limits: { requests_per_minute: 1 } })
+  const client = new OpenAI({ baseURL: `${stack.gateway}/v1`, apiKey: key, maxRetries: 0 })
+  const file = await client.files.create({
+    file: await toFile(Buffer.from([1, 2, 3, 4].map((n) => line(n)).join('\n')), 'in.jsonl'),
+    purpose: 'batch',
+  })
+  const { id } = await client.batches.create({
+    input_file_id: file.id,
+    endpoint: '/v1/chat/completions',
+    completion_window: '24h',
+  })
+  const now = () => client.batches.retrieve(id)
+  await until('its first line is done', async () => (await now()).request_counts?.completed === 1)
+  await expect(client.files.delete(file.id)).rejects.toMatchObject({ status: 409 })
+  await client.batches.cancel(id)
+  await until('it is cancelled', async () => (await now()).status === 'cancelled', 10_000)
+  await client.files.delete(file.id)
+})
+
+it('names each line that is wrong, and lists the newest first', async () => {
+  const file = await upload(['{}', '', line(1), 'x', line(1)].join('\n'))
+  const { id } = await start(file.id)
+  const { errors } = await ended(id)
+  expect(errors?.data?.map(({ line: at }) => at)).toEqual([1, 4, 5])
+  expect((await openai.batches.list({ limit: 1 })).data).toMatchObject([{ id }])
+  expect((await openai.files.list({ limit: 1 })).data).toMatchObject([{ id: file.id }])
 })

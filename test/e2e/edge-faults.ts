@@ -2,7 +2,7 @@
 import OpenAI from 'openai'
 import { resumingFetch } from '../../src/resuming-fetch.ts'
 import { cuttingProxy } from './cutting-proxy.ts'
-import { metric, newTenantsKey, until, type Stack } from './stack.ts'
+import { metric, newTenant, until, type Stack } from './stack.ts'
 
 const words = ['river', 'stone', 'apple', 'cloud', 'lamp', 'wheel', 'garden', 'paper']
 export const question = (i: number) =>
@@ -237,7 +237,7 @@ function joined(choices: (Choice | undefined)[]): string {
 
 /** Two tenants ask the same: nobody may see the other's entry. */
 export async function crossHits(stack: Stack, count: number): Promise<number> {
-  const keys = [await newTenantsKey(stack), await newTenantsKey(stack)]
+  const keys = [await (await newTenant(stack))(), await (await newTenant(stack))()]
   let crossed = 0
   const statuses = async (key: string, i: number) => {
     const response = await fetch(`${stack.gateway}/v1/chat/completions`, {

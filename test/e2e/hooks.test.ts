@@ -2,7 +2,7 @@
 import { Webhook } from 'standardwebhooks'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { startReceiver, type Receiver } from './receiver.ts'
-import { newTenantsKey, startStack, until, type Stack } from './stack.ts'
+import { newTenant, startStack, until, type Stack } from './stack.ts'
 
 let stack: Stack
 let receiver: Receiver
@@ -21,7 +21,7 @@ async function post<T>(path: string, body: unknown, token: string): Promise<T> {
   const response = await fetch(stack.gateway + path, { method: 'POST', headers, body: JSON.stringify(body) })
   return (await response.json()) as T
 }
-const tenant = (limits: object) => newTenantsKey(stack, limits)
+const tenant = async (limits: object) => (await newTenant(stack, limits))()
 const job = (content: string, max_tokens: number) => ({
   request: {
     model: 'tiny',

@@ -3,7 +3,7 @@ import OpenAI from 'openai'
 import { Webhook } from 'standardwebhooks'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { startReceiver, type Receiver } from './receiver.ts'
-import { newTenantsKey, startStack, until, type Stack } from './stack.ts'
+import { newTenant, startStack, until, type Stack } from './stack.ts'
 
 let stack: Stack
 let receiver: Receiver
@@ -81,8 +81,35 @@ describe('a job', () => {
     expect((await finished(id)).status).toBe('completed')
   })
 
+  it('waits for the limit of its own key, and not for that of another', async () => {
+    const issue = await newTenant(stack)
+    const [tight, free] = [await issue({ limits: { requests_per_minute: 1 } }), await issue()]
+    const made = async (key: string) =>
+      json<Job>(call('/jobs', { request: request(crypto.randomUUID()) }, { authorization: `Bearer ${key}` }))
+    const end = async (key: string, id: string, wait: number) =>
+      (await json<Job>(call(`/jobs/${id}?wait=${wait}`, undefined, { authorization: `Bearer ${key}` })))
+        .status
+    const first = await made(tight)
+    expect(await end(tight, first.id, 30)).toBe('completed')
+    const held = await made(tight)
+    await until('the limit holds it', async () => (await end(tight, held.id, 1)) === 'queued')
+    const other = await made(free)
+    expect(await end(free, other.id, 10)).toBe('completed')
+    expect(await end(tight, held.id, 0)).toBe('queued')
+  })
+
+  it('is one for an Idempotency-Key, which says the same every time', async () => {
+    const headers = { 'idempotency-key': crypto.randomUUID() }
+    const [first, again] = [
+      await json<Job>(call('/jobs', { request: request() }, headers)),
+      await json<Job>(call('/jobs', { request: request() }, headers)),
+    ]
+    expect(again.id).toBe(first.id)
+    expect((await call('/jobs', { request: request('other') }, headers)).status).toBe(422)
+  })
+
   it('is made by keys with the scope for it alone, asked for as a chat or not', async () => {
-    const key = await newTenantsKey(stack, {}, { scopes: ['generate'] })
+    const key = await (await newTenant(stack))({ scopes: ['generate'] })
     for (const [path, body] of [
       ['/jobs', { request: request() }],
       ['/chat/completions', { ...request(), background: true, webhook: { url: receiver.url } }],

@@ -108,8 +108,11 @@ export function freePort(): Promise<number> {
   })
 }
 
-/** A key of a tenant of its own. @param key `scopes`, `models`, ...: what the admin API takes. */
-export async function newTenantsKey(stack: Stack, limits: object = {}, key: object = {}): Promise<string> {
+/** A new tenant; gives out its keys. @param limits as the admin API takes them */
+export async function newTenant(
+  stack: Stack,
+  limits: object = {},
+): Promise<(key?: object) => Promise<string>> {
   const post = async <T>(path: string, body: object) => {
     const response = await fetch(`${stack.gateway}/admin${path}`, {
       method: 'POST',
@@ -120,5 +123,5 @@ export async function newTenantsKey(stack: Stack, limits: object = {}, key: obje
     return (await response.json()) as T
   }
   const { id } = await post<{ id: string }>('/tenants', { name: 't', limits })
-  return (await post<{ key: string }>(`/tenants/${id}/keys`, { name: 'k', ...key })).key
+  return async (key = {}) => (await post<{ key: string }>(`/tenants/${id}/keys`, { name: 'k', ...key })).key
 }

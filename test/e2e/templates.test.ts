@@ -1,6 +1,6 @@
 /** A published template reaches the engine before its first caller does. */
 import { afterAll, beforeAll, expect, it } from 'vitest'
-import { newTenantsKey, startStack, type Stack } from './stack.ts'
+import { newTenant, startStack, type Stack } from './stack.ts'
 
 let stack: Stack
 beforeAll(async () => {
@@ -22,7 +22,7 @@ it("the operator's prefix is warm for every tenant, a tenant's own for itself", 
     { role: 'system', content: instructions },
     { role: 'user', content: 'The question is: {{question}}' },
   ]
-  const [one, other] = [await newTenantsKey(stack), await newTenantsKey(stack)]
+  const [one, other] = [await (await newTenant(stack))(), await (await newTenant(stack))()]
   const cached = async (token: string, id: string) => {
     const template = { id, variables: { question: crypto.randomUUID() } }
     const answer = await post<Answer>(

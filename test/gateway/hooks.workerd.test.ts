@@ -1,6 +1,7 @@
 import { env, exports } from 'cloudflare:workers'
 import { Webhook } from 'standardwebhooks'
 import { describe, expect, it } from 'vitest'
+import { isHookId } from '../../gateway/hooks/hook.ts'
 import { hmacHex } from '../../gateway/hooks/hook-verify.ts'
 
 type Made = {
@@ -188,6 +189,29 @@ describe('a hook', () => {
       { ...fine, verify: { type: 'standard-webhooks', secret: 'whsec_not base64' } },
     ])
       expect((await a.v1('/hooks', bad)).status).toBe(400)
+  })
+
+  it('has an address that cannot be guessed at the cost of a storage read, let alone of a body', async () => {
+    const { hook } = await tenant()
+    const { id } = await hook('github')
+    expect(await isHookId(env, id)).toBe(true)
+    const guess = id.slice(0, -1) + (id.endsWith('0') ? '1' : '0')
+    expect(await isHookId(env, guess)).toBe(false)
+    expect((await send(guess, 'x'.repeat(5_000_000), {})).status).toBe(404)
+  })
+
+  it('loses nothing of two changes at once, and makes the secret of a new type', async () => {
+    const { v1, hook } = await tenant()
+    const { id } = await hook('github')
+    const rotate = async () => (await v1(`/hooks/${id}/rotate`, { grace_seconds: 0 })).json<Made>()
+    const rename = (name: string) => v1(`/hooks/${id}`, { name }, 'PATCH')
+    const [, rotated] = await Promise.all([rename('a'), rotate(), rename('b')])
+    const body = JSON.stringify({ issue: { title: 'x' } })
+    const signature = `sha256=${await hmacHex(rotated.verify.secret ?? '', body)}`
+    expect((await send(id, body, { 'x-hub-signature-256': signature })).status).toBe(202)
+    const changed = await (await v1(`/hooks/${id}`, { verify: { type: 'token' } }, 'PATCH')).json<Made>()
+    const headers = { 'x-webhook-token': changed.verify.secret ?? '' }
+    expect((await send(id, body, headers)).status).toBe(202)
   })
 
   it('uses a template with the payload, and a test event reaches the outbox', async () => {

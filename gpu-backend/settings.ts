@@ -16,6 +16,7 @@ export interface Settings {
   prefillChunk?: number
   maxQueue?: number
   weights: 'stored' | 'int8'
+  kernels?: string
   drainSeconds: number
   log: 'warn' | 'info'
 }
@@ -67,6 +68,13 @@ export function readSettings(argv: readonly string[]): Settings {
         .default('stored'),
     )
     .addOption(
+      option(
+        '--kernels <level>',
+        'KERNELS',
+        'CPU instructions: amx, avx512, avx2 or base; the best unless set',
+      ),
+    )
+    .addOption(
       count('--drain <seconds>', 'DRAIN_SECONDS', 'on SIGTERM, for running requests', 0, 3600).default(25),
     )
     .addOption(
@@ -90,6 +98,7 @@ export function readSettings(argv: readonly string[]): Settings {
     prefillChunk?: number
     maxQueue?: number
     weights: 'stored' | 'int8'
+    kernels?: string
     drain: number
     log: 'warn' | 'info'
   }>()
@@ -97,7 +106,7 @@ export function readSettings(argv: readonly string[]): Settings {
     command.error(
       'error: BACKEND_SECRET is not set; the gateway sends it, for example $(openssl rand -hex 32)',
     )
-  const { threads, kvMemory, prefixHost, maxBatch, prefillChunk, maxQueue } = given
+  const { threads, kvMemory, prefixHost, maxBatch, prefillChunk, maxQueue, kernels } = given
   return {
     model: given.model,
     device: given.device,
@@ -113,6 +122,7 @@ export function readSettings(argv: readonly string[]): Settings {
     ...(prefillChunk === undefined ? {} : { prefillChunk }),
     ...(maxQueue === undefined ? {} : { maxQueue }),
     weights: given.weights,
+    ...(kernels === undefined ? {} : { kernels }),
     drainSeconds: given.drain,
     log: given.log,
   }

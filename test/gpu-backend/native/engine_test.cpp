@@ -37,9 +37,9 @@ TokenMask mask_at(std::size_t generated) {
 class Bench {
  public:
   explicit Bench(const TinyModel& model, std::size_t blocks, SchedulerLimits limits = {}, unsigned threads = 1,
-                 std::size_t host_blocks = 0) {
+                 std::size_t host_blocks = 0, std::string_view level = "") {
     EngineOptions options;
-    auto ops = std::make_unique<cpu::CpuOps>(threads);
+    auto ops = std::make_unique<cpu::CpuOps>(threads, level);
     AttentionShape shape;
     shape.layers = model.config.layers, shape.kv_heads = model.config.kv_heads, shape.head_dim = model.config.head_dim;
     options.kv_bytes = blocks * ops->kv_block_bytes(shape);
@@ -144,8 +144,10 @@ Request request_of(std::mt19937& random, std::size_t longest) {
 }
 
 /** Submits, cancels, finishes, evicts and preempts; every survivor must equal its lone run. @returns steps */
-std::uint64_t interleave(unsigned seed, int requests, unsigned threads) {
-  const TinyModel model;
+std::uint64_t interleave(unsigned seed, int requests, unsigned threads, std::string_view level = "",
+                         WeightFormat weights = WeightFormat::stored) {
+  TinyModel model;
+  model.config.weights = weights;
   std::mt19937 random(seed);
   SchedulerLimits limits;
   limits.batch = 1 + random() % 8;
@@ -156,7 +158,7 @@ std::uint64_t interleave(unsigned seed, int requests, unsigned threads) {
   std::vector<std::pair<Request, Answer>> survivors;
   std::uint64_t steps = 0;
   {
-    Bench bench(model, kBlocks, limits, threads, random() % 3 * 20);
+    Bench bench(model, kBlocks, limits, threads, random() % 3 * 20, level);
     std::vector<std::pair<Request, std::uint32_t>> asked;
     for (int i = 0; i < requests; ++i) {
       const Request request = request_of(random, 100);
@@ -185,7 +187,7 @@ std::uint64_t interleave(unsigned seed, int requests, unsigned threads) {
     CHECK(stats.evictions > 0);
     steps = stats.steps;
   }
-  Bench lone(model, 64);
+  Bench lone(model, 64, {}, 1, 0, level);
   for (auto& [request, answer] : survivors) {
     Request again = request;
     again.sampling.max_tokens = answer.tokens.size();
@@ -206,6 +208,10 @@ TEST("soak: 10,000 steps of submit, abort, finish, evict and preempt, seed by se
 }
 
 TEST("engine: interleavings with several kernel threads") { interleave(99, 100, 3); }
+
+TEST("engine: interleavings at every kernel level, with weights of eight bits") {
+  for (const cpu::Kernels* kernels : cpu::available_kernels()) interleave(7, 60, 2, kernels->level, WeightFormat::int8);
+}
 
 TEST("engine: scarce memory preempts and still answers alike") {
   const TinyModel model;

@@ -3,11 +3,13 @@
 
 #include <bit>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <random>
 
 #include "base/error.h"
 #include "check.h"
+#include "ops/cpu/aligned_buffer.h"
 #include "ops/cpu/kernels.h"
 
 namespace {
@@ -60,6 +62,18 @@ Stored store(const Floats& values, Format format) {
   return stored;
 }
 
+/** The product as the engine runs it: x packed first, where the level wants that. */
+void multiply(const Kernels& kernels, Matmul job, const Projection& part, std::size_t begin, std::size_t end) {
+  AlignedBuffer packed;
+  if (const std::size_t bytes = kernels.packed_bytes(job, part); bytes > 0) {
+    const std::size_t blocks = qe::div_up(job.rows, kPackRows);
+    std::byte* to = packed.bytes(blocks * bytes);
+    for (std::size_t block = 0; block < blocks; ++block) kernels.pack(job, part, block, to);
+    job.packed = to;
+  }
+  kernels.matmul(job, part, begin, end);
+}
+
 void check_near(const Floats& got, const std::vector<double>& want, double tolerance, const std::string& where) {
   double worst = 0, norm = 0;
   for (std::size_t i = 0; i < got.size(); ++i) {
@@ -74,12 +88,12 @@ TEST("kernels: matmul against the reference, all formats, odd sizes, bias and ac
   for (const Kernels* kernels : available_kernels())
     for (const Format format : {Format::f32, Format::f16, Format::bf16})
       for (const auto& [in, out] :
-           {std::pair<std::size_t, std::size_t>{1, 1}, {15, 3}, {16, 4}, {64, 13}, {100, 7}, {896, 33}})
-        for (const std::size_t rows : {1, 2, 3, 5, 6, 7, 8, 13, 70}) {
+           {std::pair<std::size_t, std::size_t>{1, 1}, {15, 3}, {16, 4}, {64, 13}, {100, 7}, {288, 81}, {896, 33}})
+        for (const std::size_t rows : {1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 70}) {
           const Stored w = store(noise(in * out, 1), format);
           const Floats x = noise(rows * in, 2), bias = noise(out, 3), before = noise(rows * out, 4);
           Floats y = before;
-          kernels->matmul({x.data(), rows, in}, {w.data(), format, bias.data(), y.data(), out, out, true}, 0, out);
+          multiply(*kernels, {x.data(), rows, in}, {w.data(), format, bias.data(), y.data(), out, out, true}, 0, out);
           std::vector<double> want(rows * out);
           for (std::size_t m = 0; m < rows; ++m)
             for (std::size_t n = 0; n < out; ++n) {
@@ -99,12 +113,12 @@ TEST("kernels: a row of a matmul has the same bits alone, among others, and howe
       const Floats x = noise(rows * in, 6);
       Floats together(rows * out), alone(rows * out);
       const Projection all{w.data(), Format::bf16, nullptr, together.data(), out, out, false};
-      kernels->matmul({x.data(), rows, in}, all, 0, out);
+      multiply(*kernels, {x.data(), rows, in}, all, 0, out);
       for (std::size_t m = 0; m < rows; ++m) {
         const Projection one{w.data(), Format::bf16, nullptr, alone.data() + m * out, out, out, false};
         const std::size_t cut = m % out;
-        kernels->matmul({x.data() + m * in, 1, in}, one, cut, out);
-        kernels->matmul({x.data() + m * in, 1, in}, one, 0, cut);
+        multiply(*kernels, {x.data() + m * in, 1, in}, one, cut, out);
+        multiply(*kernels, {x.data() + m * in, 1, in}, one, 0, cut);
       }
       CHECK(std::memcmp(together.data(), alone.data(), together.size() * sizeof(float)) == 0,
             std::string(kernels->level));
@@ -234,6 +248,29 @@ TEST("kernels: the gate saturates and never turns into NaN") {
     kernels->silu_mul(gate.data(), up.data(), gate.size(), y.data());
     CHECK(std::abs(y[0]) < 1e-30f && std::abs(y[2]) < 1e-30f && y[4] == 0 && y[6] == 88 && y[7] == 1000);
   }
+}
+
+TEST("kernels: a job of more rows and outputs than are held at once, in pieces") {
+  for (const Kernels* kernels : available_kernels()) {
+    const std::size_t in = 160, out = 300, rows = 530;
+    const Stored w = store(noise(in * out, 12), Format::bf16);
+    const Floats x = noise(rows * in, 13);
+    Floats all(rows * out), one(out);
+    const Projection part{w.data(), Format::bf16, nullptr, all.data(), out, out, false};
+    multiply(*kernels, {x.data(), rows, in}, part, 0, out);
+    for (const std::size_t row : {0, 511, 512, 529}) {
+      const Projection alone{w.data(), Format::bf16, nullptr, one.data(), out, out, false};
+      multiply(*kernels, {x.data() + row * in, 1, in}, alone, 0, out);
+      CHECK(std::memcmp(one.data(), all.data() + row * out, out * sizeof(float)) == 0,
+            qe::concat(kernels->level, " row ", row));
+    }
+  }
+}
+
+TEST("kernels: the plainest level is everywhere") {
+  CHECK(available_kernels().back()->level == "base");
+  if (available_kernels().front()->level != "amx")
+    std::fputs("kernels: no AMX on this machine, so its level is not tested\n", stderr);
 }
 
 TEST("kernels: an unknown level is refused by name") {

@@ -36,10 +36,10 @@ double value_of(const Int4Matrix& m, std::size_t o, std::size_t i) {
   return double{m.scales[g]} * (i % 32 < 16 ? byte & 15 : byte >> 4) + double{m.offsets[g]};
 }
 
-/** Products of 1 to 13 rows must be near `want`, and every row's bits those of the row alone. */
+/** Products of 1 to 18 rows must be near `want`, and every row's bits those of the row alone. */
 template <class Value>
 void check_products(cpu::CpuOps& ops, const Weight& weight, Value&& value, const std::string& what) {
-  constexpr std::size_t kRows = 13;
+  constexpr std::size_t kRows = 18;
   const Floats x = noise(kRows * weight.in, 3), bias = noise(weight.out, 4);
   Floats alone(kRows * weight.out);
   for (std::size_t row = 0; row < kRows; ++row)

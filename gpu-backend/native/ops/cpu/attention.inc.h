@@ -59,30 +59,60 @@ inline void weights_of(float* score, std::size_t keys, float& maximum, float& to
   total = sum(all);
 }
 
-/** sum over keys, in order, of weight * value: [padded] */
-inline void weighted_values(const AttentionTile& t, std::size_t segment, std::size_t keys, const float* weight,
-                            float* out) {
+/** For each of `Queries` rows of weights: sum over keys, in order, of weight * value, channels [d, d + vectors *
+ * kLanes) */
+template <std::size_t Queries>
+inline void weighted_channels(const AttentionTile& t, std::size_t segment, std::size_t keys, std::size_t d,
+                              std::size_t vectors, const float* weight /* [Queries][kSegment] */,
+                              float* out /* [Queries][padded] */) {
   constexpr std::size_t kVectors = 4;
-  for (std::size_t d = 0; d < t.padded; d += kVectors * kLanes) {
-    const std::size_t vectors = std::min(kVectors, (t.padded - d) / kLanes);
-    F acc[kVectors] = {set1(0.0f), set1(0.0f), set1(0.0f), set1(0.0f)};
-    for (std::size_t first = 0; first < keys; first += kBlockSize) {
-      const float* value = t.values + t.blocks[(segment + first) / kBlockSize] * t.value_block + d;  // [16][padded]
-      const std::size_t count = std::min(kBlockSize, keys - first);
-      if (vectors == kVectors) {
-        for (std::size_t j = 0; j < count; ++j, value += t.padded)
+  F acc[Queries][kVectors];
 #pragma GCC unroll 4
-          for (std::size_t v = 0; v < kVectors; ++v)
-            acc[v] = fma(set1(weight[first + j]), load(value + v * kLanes), acc[v]);
+  for (std::size_t q = 0; q < Queries; ++q)
+#pragma GCC unroll 4
+    for (std::size_t v = 0; v < kVectors; ++v) acc[q][v] = set1(0.0f);
+  for (std::size_t first = 0; first < keys; first += kBlockSize) {
+    const float* value = t.values + t.blocks[(segment + first) / kBlockSize] * t.value_block + d;  // [16][padded]
+    const std::size_t count = std::min(kBlockSize, keys - first);
+    if (vectors == kVectors) {
+      for (std::size_t j = 0; j < count; ++j, value += t.padded)
+#pragma GCC unroll 4
+        for (std::size_t v = 0; v < kVectors; ++v) {
+          const F here = load(value + v * kLanes);
+#pragma GCC unroll 4
+          for (std::size_t q = 0; q < Queries; ++q)
+            acc[q][v] = fma(set1(weight[q * kSegment + first + j]), here, acc[q][v]);
+        }
+    } else {
+      for (std::size_t j = 0; j < count; ++j, value += t.padded)
+        for (std::size_t v = 0; v < vectors; ++v)
+          for (std::size_t q = 0; q < Queries; ++q)
+            acc[q][v] = fma(set1(weight[q * kSegment + first + j]), load(value + v * kLanes), acc[q][v]);
+    }
+  }
+  for (std::size_t q = 0; q < Queries; ++q)
+    for (std::size_t v = 0; v < vectors; ++v) store(out + q * t.padded + d + v * kLanes, acc[q][v]);
+}
+
+/** sum over keys, in order, of weight * value, for queries that see the same keys: [queries][padded] */
+inline void weighted_values(const AttentionTile& t, std::size_t segment, std::size_t keys, const float* weight,
+                            std::size_t queries, float* out) {
+  constexpr std::size_t kTogether = kLanes == 16 ? 4 : 2, kVectors = 4;
+  for (std::size_t q = 0; q < queries;) {
+    const bool many = queries - q >= kTogether;
+    for (std::size_t d = 0; d < t.padded; d += kVectors * kLanes) {
+      const std::size_t vectors = std::min(kVectors, (t.padded - d) / kLanes);
+      if (many) {
+        weighted_channels<kTogether>(t, segment, keys, d, vectors, weight + q * kSegment, out + q * t.padded);
       } else {
-        for (std::size_t j = 0; j < count; ++j, value += t.padded)
-          for (std::size_t v = 0; v < vectors; ++v)
-            acc[v] = fma(set1(weight[first + j]), load(value + v * kLanes), acc[v]);
+        weighted_channels<1>(t, segment, keys, d, vectors, weight + q * kSegment, out + q * t.padded);
       }
     }
-    for (std::size_t v = 0; v < vectors; ++v) store(out + d + v * kLanes, acc[v]);
+    q += many ? kTogether : 1;
   }
 }
+
+inline constexpr std::size_t kGroupMost = 64;  // query heads per KV head
 
 inline void attention(const AttentionTile& t, float* scratch) {
   const std::size_t queries = t.rows * t.group;
@@ -92,7 +122,7 @@ inline void attention(const AttentionTile& t, float* scratch) {
   float* maximum = running + queries * t.padded;  // [queries]
   float* total = maximum + queries;               // [queries]
 
-  const float* query[64 * kAttentionRows];
+  const float* query[kGroupMost * kAttentionRows];
   for (std::size_t r = 0; r < t.rows; ++r)
     for (std::size_t g = 0; g < t.group; ++g) query[r * t.group + g] = t.q + r * t.q_stride + g * t.head_dim;
 
@@ -100,25 +130,28 @@ inline void attention(const AttentionTile& t, float* scratch) {
   for (std::size_t segment = 0; segment < longest; segment += kSegment) {
     const std::size_t keys = std::min(kSegment, longest - segment);
     scores_of(t, segment, keys, query, queries, score);
-    for (std::size_t i = 0; i < queries; ++i) {
-      const std::size_t visible = t.position + i / t.group + 1;  // keys this row may see
+    for (std::size_t r = 0; r < t.rows; ++r) {
+      const std::size_t visible = t.position + r + 1;  // keys this row may see
       if (visible <= segment) continue;
-      const std::size_t mine = std::min(kSegment, visible - segment);
-      float top = 0, sum_here = 0;
-      weights_of(score + i * kSegment, mine, top, sum_here);
-      float* into = segment == 0 ? running + i * t.padded : part + i * t.padded;
-      weighted_values(t, segment, mine, score + i * kSegment, into);
-      if (segment == 0) {
-        maximum[i] = top, total[i] = sum_here;
-        continue;
-      }
-      const float merged = std::max(maximum[i], top);
-      const float keep = std::exp(maximum[i] - merged), add = std::exp(top - merged);
-      maximum[i] = merged;
-      total[i] = total[i] * keep + sum_here * add;
-      for (std::size_t d = 0; d < t.padded; d += kLanes) {
-        float* sum_so_far = running + i * t.padded + d;
-        store(sum_so_far, fma(load(into + d), set1(add), load(sum_so_far) * set1(keep)));
+      const std::size_t mine = std::min(kSegment, visible - segment), first = r * t.group;
+      float top[kGroupMost], here[kGroupMost];
+      for (std::size_t g = 0; g < t.group; ++g) weights_of(score + (first + g) * kSegment, mine, top[g], here[g]);
+      float* into = (segment == 0 ? running : part) + first * t.padded;
+      weighted_values(t, segment, mine, score + first * kSegment, t.group, into);
+      for (std::size_t g = 0; g < t.group; ++g, into += t.padded) {
+        const std::size_t i = first + g;
+        if (segment == 0) {
+          maximum[i] = top[g], total[i] = here[g];
+          continue;
+        }
+        const float merged = std::max(maximum[i], top[g]);
+        const float keep = std::exp(maximum[i] - merged), add = std::exp(top[g] - merged);
+        maximum[i] = merged;
+        total[i] = total[i] * keep + here[g] * add;
+        for (std::size_t d = 0; d < t.padded; d += kLanes) {
+          float* sum_so_far = running + i * t.padded + d;
+          store(sum_so_far, fma(load(into + d), set1(add), load(sum_so_far) * set1(keep)));
+        }
       }
     }
   }

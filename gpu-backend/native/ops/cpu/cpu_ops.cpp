@@ -10,10 +10,6 @@
 #include "ops/cpu/formats.h"
 
 namespace qe::cpu {
-namespace {
-
-}  // namespace
-
 CpuOps::CpuOps(unsigned threads, std::string_view level)
     : kernels_(select_kernels(level)), pool_(threads == 0 ? ThreadPool::physical_cores() : threads) {}
 
@@ -127,17 +123,39 @@ void CpuOps::linear(const float* x, std::size_t rows, std::span<const Linear> pa
 }
 
 void CpuOps::add_runs(const Matmul& job, const Projection& part, std::size_t length) {
-  const std::size_t whole = round_up(length, 12);  // whole tiles at every level
+  const std::size_t packed = packed_for(job, part);
+  const std::size_t whole = round_up(length, kernels_.outputs_step);
   for (std::size_t begin = 0; begin < part.out; begin += whole)
-    runs_.push_back({job, part, begin, std::min(begin + whole, part.out)});
+    runs_.push_back({job, part, begin, std::min(begin + whole, part.out), packed});
+}
+
+/** Products of one x with weights of one form share its packed rows. */
+std::size_t CpuOps::packed_for(const Matmul& job, const Projection& part) {
+  const std::size_t bytes = kernels_.packed_bytes(job, part);
+  if (bytes == 0) return kAsItIs;
+  for (std::size_t i = 0; i < packs_.size(); ++i)
+    if (packs_[i].job.x == job.x && packs_[i].part.format == part.format && packs_[i].part.group == part.group)
+      return i;
+  const std::size_t blocks = div_up(job.rows, kPackRows);
+  for (std::size_t block = 0; block < blocks; ++block) blocks_to_pack_.emplace_back(packs_.size(), block);
+  packs_.push_back({job, part, packed_size_});
+  packed_size_ += blocks * bytes;
+  return packs_.size() - 1;
 }
 
 void CpuOps::do_runs() {
+  std::byte* packed = packed_.bytes(packed_size_);
+  pool_.for_each(blocks_to_pack_.size(), [&](std::size_t i) {
+    const auto [index, block] = blocks_to_pack_[i];
+    kernels_.pack(packs_[index].job, packs_[index].part, block, packed + packs_[index].at);
+  });
   pool_.for_each(runs_.size(), [&](std::size_t i) {
-    const Run& run = runs_[i];
+    Run& run = runs_[i];
+    if (run.packed != kAsItIs) run.job.packed = packed + packs_[run.packed].at;
     kernels_.matmul(run.job, run.part, run.begin, run.end);
   });
-  runs_.clear();
+  runs_.clear(), packs_.clear(), blocks_to_pack_.clear();
+  packed_size_ = 0;
 }
 
 void CpuOps::rope_and_store(std::size_t layer, float* q, float* k, const float* v) {

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "base/thread_pool.h"
+#include "ops/cpu/aligned_buffer.h"
 #include "ops/cpu/kernels.h"
 #include "ops/ops.h"
 
@@ -62,9 +63,18 @@ class CpuOps final : public Ops {
     Matmul job;
     Projection part;
     std::size_t begin, end;
+    std::size_t packed;  // index of its x among the packed ones, or kAsItIs
+  };
+  static constexpr std::size_t kAsItIs = ~std::size_t{0};
+  /** An x to be packed, for all runs that want it so. */
+  struct Packed {
+    Matmul job;
+    Projection part;
+    std::size_t at;  // in packed_
   };
   /** Cuts a product into runs, several a thread, so that one which loses its core holds up little. */
   void add_runs(const Matmul& job, const Projection& part, std::size_t length);
+  std::size_t packed_for(const Matmul& job, const Projection& part);
   void do_runs();
   template <class T>
   T* keep(std::size_t count);
@@ -73,6 +83,10 @@ class CpuOps final : public Ops {
   ThreadPool pool_;
   std::vector<Buffer> kept_;  // quantised weights
   std::vector<Run> runs_;
+  std::vector<Packed> packs_;
+  std::vector<std::pair<std::size_t, std::size_t>> blocks_to_pack_;  // (index in packs_, block)
+  std::size_t packed_size_ = 0;
+  AlignedBuffer packed_;
   std::vector<float> routed_x_, routed_gate_, routed_up_, routed_y_;  // [rows * top_k][hidden, inner, inner, hidden]
   AttentionShape shape_;
   std::size_t padded_ = 0;       // head_dim rounded up to kBlockSize

@@ -30,7 +30,9 @@ struct Matmul {
   const float* x;  // [rows][in]
   std::size_t rows;
   std::size_t in;
+  const std::byte* packed = nullptr;  // what Kernels::pack made of x, where packed_bytes asks for it
 };
+inline constexpr std::size_t kPackRows = 16;
 
 /** Attention of a few consecutive rows of one sequence over all its earlier keys, for one KV head's group of queries.
  */
@@ -58,6 +60,12 @@ inline constexpr std::size_t kSegment = 256;
 /** The inner loops of one instruction-set level. Every function computes whole outputs: callers split work freely. */
 struct Kernels {
   std::string_view level;
+  /** Runs of outputs should begin at multiples of it. */
+  std::size_t outputs_step;
+  /** Bytes of each kPackRows rows of x in the form that matmul wants beside such weights; 0: it reads x as it is. */
+  std::size_t (*packed_bytes)(const Matmul&, const Projection&);
+  /** Writes rows [kPackRows * block, ...) of that form at its place in `to`, which is aligned to 64 bytes. */
+  void (*pack)(const Matmul&, const Projection&, std::size_t block, std::byte* to);
   /** Outputs [begin, end) of one projection, for all rows. */
   void (*matmul)(const Matmul&, const Projection&, std::size_t begin, std::size_t end);
   void (*attention)(const AttentionTile&, float* scratch);
@@ -76,7 +84,7 @@ inline std::size_t attention_scratch(std::size_t group, std::size_t padded) {
   return kAttentionRows * group * (kSegment + 2 * padded + 2);
 }
 
-/** The levels this machine can run, best first: "avx512", "avx2", and "base" (SSE2, NEON or plain C++). */
+/** The levels this machine can run, best first: "amx", "avx512", "avx2", and "base" (SSE2, NEON or plain C++). */
 std::vector<const Kernels*> available_kernels();
 /** The named level, or the best one for "" ; throws Error(invalid_request) for a level this machine lacks. */
 const Kernels& select_kernels(std::string_view level);

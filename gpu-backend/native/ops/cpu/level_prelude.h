@@ -16,5 +16,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "ops/cpu/kernels.h"

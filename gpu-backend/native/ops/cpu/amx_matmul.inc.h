@@ -1,0 +1,331 @@
+// Matmul on AMX tiles, for weights of bf16, eight and four bits; the other formats take matmul.inc.h's kernels.
+//
+// Weights are the left operand, 16 outputs by 64 bytes of inputs as they lie in memory; x, cut into parts
+// (amx_pack.inc.h), is the right one, so a tile of sums is [16 outputs][up to 16 rows of x], and decode, which is bound
+// by reading weights, runs the same instructions as prefill. An element of a tile is its own sum, in an order that the
+// instruction fixes, over inputs in ascending order. So a row's bits depend on nothing but the row, as at every level.
+//   bf16: one fp32 sum over all inputs and parts.
+//   eight and four bits: an exact integer sum for each part of each group of inputs, joined and scaled in fp32.
+//
+// Speed: up to 16 rows read weights in place and prefetch what comes next. More go over the inputs in pieces whose
+// weights (64 outputs, copied to be aligned and dense) stay in L1 and whose x stays in L2; the sums wait in memory as
+// fp32, which loses nothing.
+
+inline constexpr std::size_t kPanelTiles = 4;  // tiles of 16 outputs that share what is loaded of x
+inline constexpr std::size_t kPanelOutputs = kPanelTiles * 16;
+inline constexpr std::size_t kPieceBytes = 256;    // of each weight row at a time: 16 KB of a panel
+inline constexpr std::size_t kChunkOutputs = 256;  // whose sums are held at once,
+inline constexpr std::size_t kChunkRows = 512;     // for so many rows: 512 KB
+inline constexpr std::size_t kAhead = 1024;        // bytes of a weight row between reading and prefetching
+inline constexpr std::size_t kSums = 256;  // floats of a tile of sums, [16 outputs][16 rows], or [16] for one row
+
+/** Bytes between the outputs of a tile of sums. */
+inline std::size_t sums_stride(std::size_t columns) { return columns == 1 ? 4 : 64; }
+
+/** Weights of a panel: bytes of row r of tile t from `step` on lie at data + t * tile + r * row + step. */
+struct Panel {
+  const std::byte* data;
+  std::size_t tiles, tile, row;
+  bool in_place;  // then what comes after it is prefetched
+};
+
+/** Prefetches what will be read kAhead later: further on in the same 16 rows, or in those that the next panel has
+ * there. */
+inline void prefetch_rows(const std::byte* at, std::size_t row, std::size_t offset) {
+  const std::byte* ahead = at + (offset + kAhead < row ? kAhead : kAhead + (kPanelOutputs - 1) * row);
+#pragma GCC unroll 16
+  for (std::size_t r = 0; r < 16; ++r) _mm_prefetch(reinterpret_cast<const char*>(ahead + r * row), _MM_HINT_T1);
+}
+
+template <int Lines, bool Skip>
+inline void prefetch_lines(const std::byte* at) {
+  if constexpr (!Skip)
+    for (int line = 0; line < Lines; ++line) _mm_prefetch(reinterpret_cast<const char*>(at + line * 64), _MM_HINT_T0);
+}
+
+/** y = the sums of 16 outputs (of which `outputs` are wanted) from n on and up to 16 rows, with bias and what was
+ * there. */
+inline void write_sums(const Projection& part, const float* sums, std::size_t n, std::size_t outputs, std::size_t row,
+                       std::size_t rows, std::size_t columns) {
+  const auto mask = static_cast<__mmask16>((1u << outputs) - 1);
+  const F bias = part.bias == nullptr ? set1(0.0f) : _mm512_maskz_loadu_ps(mask, part.bias + n);
+  __m512i of_row[16];
+  for (std::size_t i = 0; i < columns; ++i) of_row[i] = _mm512_load_si512(sums + i * 16);
+  if (columns > 1) {
+    for (std::size_t i = columns; i < 16; ++i) of_row[i] = _mm512_load_si512(sums + i * 16);
+    transpose(of_row);
+  }
+#pragma GCC unroll 1
+  for (std::size_t m = 0; m < rows; ++m) {
+    float* y = part.y + (row + m) * part.stride + n;
+    const F total = _mm512_castsi512_ps(of_row[m]) + bias;
+    _mm512_mask_storeu_ps(y, mask, part.add ? _mm512_maskz_loadu_ps(mask, y) + total : total);
+  }
+}
+
+struct Bf16Product {
+  const Matmul& job;
+  const Projection& part;
+  std::size_t columns = columns_of(job);
+  std::size_t row_bytes = job.in * 2;
+
+  [[nodiscard]] bool in_place() const { return job.in % kBf16Step == 0; }
+  [[nodiscard]] std::size_t piece(std::size_t blocks) const { return blocks == 1 ? job.in : kPieceBytes / 2; }
+  [[nodiscard]] static std::size_t bytes(std::size_t inputs) { return round_up(inputs, kBf16Step) * 2; }
+
+  void configure() const {
+    TileConfig config;
+    for (int tile = 0; tile < 4; ++tile) config.set(tile, 16, columns * 4);
+    config.set(4, 16, 64);
+    for (int tile = 5; tile < 7; ++tile) config.set(tile, 16, columns * 4);
+    tile_configure(config);
+  }
+
+  /** `inputs` weights of output n from input k on, as whole vectors of 64 bytes. */
+  void copy(std::size_t n, std::size_t k, std::size_t inputs, std::byte* to) const {
+    const std::uint16_t* from = static_cast<const std::uint16_t*>(part.weight) + n * job.in + k;
+    for (std::size_t i = 0; i < inputs; i += 32, to += 64) {
+      const std::size_t left = std::min<std::size_t>(inputs - i, 32);
+      const auto mask = static_cast<__mmask32>((std::uint64_t{1} << left) - 1);
+      _mm_prefetch(reinterpret_cast<const char*>(from + i + kPanelOutputs * job.in), _MM_HINT_T1);  // the next panel
+      _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask, from + i));
+    }
+  }
+
+  /** Adds inputs [k, k + inputs) to the sums of `panel` and a block of x; sums: [tiles] with `apart` floats between. */
+  void multiply(const Panel& panel, std::size_t, std::size_t k, std::size_t inputs, const std::byte* block, float* sums,
+                std::size_t apart) const {
+    switch (panel.tiles) {
+      case 1:
+        return multiply_tiles<1>(panel, k, inputs, block, sums, apart);
+      case 2:
+        return multiply_tiles<2>(panel, k, inputs, block, sums, apart);
+      case 3:
+        return multiply_tiles<3>(panel, k, inputs, block, sums, apart);
+      default:
+        return multiply_tiles<4>(panel, k, inputs, block, sums, apart);
+    }
+  }
+
+  template <int Tile>
+  void load_or_zero(bool zero, const float* sums) const {
+    if (zero) {
+      tile_zero<Tile>();
+    } else {
+      tile_load<Tile>(sums, sums_stride(columns));
+    }
+  }
+  /** One tile of 16 outputs by 32 inputs times the parts of x in tiles 5 and 6; `ahead` is fetched meanwhile. */
+  template <int Tile, bool InPlace>
+  static void step(std::size_t row, const std::byte* at, std::size_t offset, const std::byte* ahead) {
+    if constexpr (InPlace) prefetch_rows(at, row, offset);
+    tile_load<4>(at, row);
+    tile_dot_bf16<Tile, 4, 5>();
+    prefetch_lines<4, InPlace>(ahead - 64 * 16 * 0 + Tile * kBf16Parts * 256);
+    if constexpr (kBf16Parts > 1) {
+      tile_dot_bf16<Tile, 4, 6>();
+      prefetch_lines<4, InPlace>(ahead - 64 * 16 * 0 + Tile * kBf16Parts * 256 + 256);
+    }
+    if constexpr (kBf16Parts > 2) {
+      tile_dot_bf16<Tile, 4, 7>();
+      prefetch_lines<4, InPlace>(ahead - 64 * 16 * 0 + Tile * kBf16Parts * 256 + 512);
+    }
+  }
+  template <std::size_t Tiles>
+  void multiply_tiles(const Panel& panel, std::size_t k, std::size_t inputs, const std::byte* block, float* sums,
+                      std::size_t apart) const {
+    const bool first = k == 0;
+    load_or_zero<0>(first, sums);
+    if constexpr (Tiles > 1) load_or_zero<1>(first, sums + apart);
+    if constexpr (Tiles > 2) load_or_zero<2>(first, sums + 2 * apart);
+    if constexpr (Tiles > 3) load_or_zero<3>(first, sums + 3 * apart);
+    const std::byte* x = block + k / kBf16Step * kBf16Parts * columns * 64;
+    if (!panel.in_place)  // the next block's sums
+      for (std::size_t t = 0; t < Tiles; ++t)
+        for (std::size_t i = 0; i < kSums; i += 16) __builtin_prefetch(sums + t * apart + kSums + i, 1, 3);
+    if (panel.in_place) {
+      steps<Tiles, true>(panel.data, panel.tile, panel.row, bytes(inputs), x, columns * 4);
+    } else {
+      steps<Tiles, false>(panel.data, panel.tile, panel.row, bytes(inputs), x, columns * 4);
+    }
+    tile_store<0>(sums, sums_stride(columns));
+    if constexpr (Tiles > 1) tile_store<1>(sums + apart, sums_stride(columns));
+    if constexpr (Tiles > 2) tile_store<2>(sums + 2 * apart, sums_stride(columns));
+    if constexpr (Tiles > 3) tile_store<3>(sums + 3 * apart, sums_stride(columns));
+  }
+  template <std::size_t Tiles, bool InPlace>
+  static void steps(const std::byte* w, std::size_t tile, std::size_t row, std::size_t width, const std::byte* x,
+                    std::size_t stride) {
+    for (std::size_t i = 0; i < width; i += 64, x += kBf16Parts * 16 * stride) {
+      tile_load<5>(x, stride);
+      tile_load<6>(x + 16 * stride, stride);
+      const std::byte* ahead = x + kBf16Parts * 16 * stride;
+      step<0, InPlace>(row, w + i, i, ahead);
+      if constexpr (Tiles > 1) step<1, InPlace>(row, w + tile + i, i, ahead);
+      if constexpr (Tiles > 2) step<2, InPlace>(row, w + 2 * tile + i, i, ahead);
+      if constexpr (Tiles > 3) step<3, InPlace>(row, w + 3 * tile + i, i, ahead);
+    }
+  }
+};
+
+/** Weights of eight or four bits. */
+template <Format Stored>
+struct BytesProduct {
+  const Matmul& job;
+  const Projection& part;
+  std::size_t columns = columns_of(job), group = part.group, step = byte_step(group), groups = job.in / group;
+  std::size_t row_bytes = Stored == Format::int8 ? job.in : job.in / 2;
+
+  [[nodiscard]] bool in_place() const { return Stored == Format::int8; }
+  [[nodiscard]] std::size_t piece(std::size_t blocks) const {
+    return blocks == 1 && in_place() ? job.in : std::max<std::size_t>(kPieceBytes / group, 1) * group;
+  }
+  [[nodiscard]] static std::size_t bytes(std::size_t inputs) { return inputs; }
+
+  void configure() const {
+    TileConfig config;
+    for (int tile = 0; tile < 3; ++tile) config.set(tile, 16, columns * 4);
+    config.set(3, 16, step);
+    for (int tile = 4; tile < 7; ++tile) config.set(tile, step / 4, columns * 4);
+    tile_configure(config);
+  }
+
+  void copy(std::size_t n, std::size_t k, std::size_t inputs, std::byte* to) const {
+    const std::byte* from = static_cast<const std::byte*>(part.weight) + n * row_bytes;
+    if constexpr (Stored == Format::int8) {
+      std::memcpy(to, from + k, inputs);
+    } else {  // 16 bytes hold 32 inputs: the low halves, then the high ones
+      for (std::size_t i = 0; i < inputs; i += 32) {
+        const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + (k + i) / 2));
+        const __m128i nibble = _mm_set1_epi8(15);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm_and_si128(both, nibble));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i + 16), _mm_and_si128(_mm_srli_epi16(both, 4), nibble));
+      }
+    }
+  }
+
+  void multiply(const Panel& panel, std::size_t n, std::size_t k, std::size_t inputs, const std::byte* block,
+                float* sums, std::size_t apart) const {
+    const BytesBlock packed{groups, group, columns};
+    alignas(64) std::int32_t whole[kByteParts][kSums];
+    for (std::size_t tile = 0; tile < panel.tiles; ++tile) {
+      float* to = sums + tile * apart;
+      if (k == 0) std::fill_n(to, kSums, 0.0f);
+      const std::byte* x = block + packed.tiles() + k * kByteParts * columns;
+      for (std::size_t g = k / group; g < (k + inputs) / group; ++g, x += group * kByteParts * columns) {
+        whole_sums(panel, panel.data + tile * panel.tile, g * group - k, x, whole);
+        join(whole, n + tile * 16, g, block, packed, to);
+      }
+    }
+  }
+
+  /** The integer sums of one group of 16 outputs: [parts][16 outputs][16 rows] */
+  void whole_sums(const Panel& panel, const std::byte* w, std::size_t offset, const std::byte* x,
+                  std::int32_t (*to)[kSums]) const {
+    const std::size_t tile_bytes = columns * step, stride = columns * 4, between = sums_stride(columns);
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    for (std::size_t i = offset; i < offset + group; i += step, x += kByteParts * tile_bytes) {
+      if (panel.in_place) prefetch_rows(w + i, panel.row, i);
+      tile_load<3>(w + i, panel.row);
+      tile_load<4>(x, stride);
+      tile_dot_bytes<0, 3, 4>();
+      tile_load<5>(x + tile_bytes, stride);
+      tile_dot_bytes<1, 3, 5>();
+      tile_load<6>(x + 2 * tile_bytes, stride);
+      tile_dot_bytes<2, 3, 6>();
+    }
+    tile_store<0>(to[0], between);
+    tile_store<1>(to[1], between);
+    tile_store<2>(to[2], between);
+  }
+
+  /** sums += scale of the weights * (fixed point * integer) + offset of the weights * sum of x */
+  void join(const std::int32_t (*whole)[kSums], std::size_t n, std::size_t g, const std::byte* block,
+            const BytesBlock& packed, float* sums) const {
+    const auto dot = [&](std::size_t i) {
+      const auto part_of = [&](std::size_t p) { return _mm512_cvtepi32_ps(_mm512_load_si512(whole[p] + i * 16)); };
+      return fma(part_of(0), set1(65536.0f), fma(part_of(1), set1(256.0f), part_of(2)));
+    };
+    const float* units = reinterpret_cast<const float*>(block + packed.scales()) + g * 16;
+    const float* totals = reinterpret_cast<const float*>(block + packed.sums()) + g * 16;
+    const std::size_t outputs = std::min<std::size_t>(16, part.out - n), at = n * groups + g;
+    if (columns == 1) {  // lanes are outputs, the arithmetic is the same
+      const auto mask = static_cast<__mmask16>((1u << outputs) - 1);
+      const __m512i index = _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(groups)),
+                                               _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+      F sum = fma(dot(0) * set1(units[0]), _mm512_mask_i32gather_ps(set1(0.0f), mask, index, part.scales + at, 4),
+                  load(sums));
+      if (part.offsets != nullptr)
+        sum = fma(set1(totals[0]), _mm512_mask_i32gather_ps(set1(0.0f), mask, index, part.offsets + at, 4), sum);
+      return store(sums, sum);
+    }
+    const F unit = load(units), total = load(totals);
+    for (std::size_t i = 0; i < outputs; ++i) {
+      F sum = fma(dot(i) * unit, set1(part.scales[at + i * groups]), load(sums + i * 16));
+      if (part.offsets != nullptr) sum = fma(total, set1(part.offsets[at + i * groups]), sum);
+      store(sums + i * 16, sum);
+    }
+  }
+};
+
+template <class Product>
+inline void tile_matmul(const Product product, std::size_t begin, std::size_t end) {
+  const Matmul& job = product.job;
+  const Projection& part = product.part;
+  const std::size_t block_bytes = packed_bytes(job, part);
+  thread_local AlignedBuffer sums, copied;  // [outputs / 16][blocks][16][16] floats, [tiles][16][piece] bytes
+  product.configure();
+  for (std::size_t row = 0; row < job.rows; row += kChunkRows) {
+    const std::size_t rows = std::min(kChunkRows, job.rows - row), blocks = div_up(rows, kPackRows);
+    const std::byte* x = job.packed + row / kPackRows * block_bytes;
+    const std::size_t piece = product.piece(blocks), apart = blocks * kSums;
+    auto* held = sums.floats(kChunkOutputs / 16 * apart);
+    for (std::size_t first = begin; first < end; first += kChunkOutputs) {
+      const std::size_t last = std::min(first + kChunkOutputs, end);
+      for (std::size_t k = 0; k < job.in; k += piece) {
+        const std::size_t inputs = std::min(piece, job.in - k);
+        for (std::size_t n = first; n < last; n += kPanelOutputs) {
+          const std::size_t tiles = div_up(std::min(kPanelOutputs, last - n), 16);
+          Panel panel{static_cast<const std::byte*>(part.weight) + n * product.row_bytes, tiles, 16 * product.row_bytes,
+                      product.row_bytes, true};
+          if (blocks > 1 || !product.in_place() || n + tiles * 16 > part.out) {
+            const std::size_t width = product.bytes(inputs);
+            std::byte* to = copied.bytes(kPanelOutputs * width);
+            for (std::size_t i = 0; i < tiles * 16; ++i) {
+              if (n + i < part.out)
+                product.copy(n + i, k, inputs, to + i * width);
+              else
+                std::memset(to + i * width, 0, width);
+            }
+            panel = {to, tiles, 16 * width, width, false};
+          }
+          for (std::size_t b = 0; b < blocks; ++b) {
+            float* at = held + (n - first) / 16 * apart + b * kSums;
+            product.multiply(panel, n, k, inputs, x + b * block_bytes, at, apart);
+            if (k + inputs < job.in) continue;
+            for (std::size_t t = 0; t < tiles; ++t)
+              write_sums(part, at + t * apart, n + t * 16, std::min<std::size_t>(16, last - n - t * 16),
+                         row + b * kPackRows, std::min(kPackRows, rows - b * kPackRows), product.columns);
+          }
+        }
+      }
+    }
+  }
+  tile_release();
+}
+
+inline void amx_matmul(const Matmul& job, const Projection& part, std::size_t begin, std::size_t end) {
+  switch (part.format) {
+    case Format::f32:
+    case Format::f16:
+      return matmul(job, part, begin, end);
+    case Format::bf16:
+      return tile_matmul(Bf16Product{job, part}, begin, end);
+    case Format::int8:
+      return tile_matmul(BytesProduct<Format::int8>{job, part}, begin, end);
+    case Format::int4:
+      return tile_matmul(BytesProduct<Format::int4>{job, part}, begin, end);
+  }
+}

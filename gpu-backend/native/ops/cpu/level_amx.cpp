@@ -1,0 +1,12 @@
+#include "ops/cpu/aligned_buffer.h"
+#include "ops/cpu/level_prelude.h"
+
+#if defined(__x86_64__)
+// Left in force to the end of the file: templates are instantiated there.
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+#define QE_LEVEL amx
+#define QE_LEVEL_NAME "amx"
+#define QE_LANES 16
+#define QE_AMX
+#include "ops/cpu/level.inc.h"
+#endif

@@ -1,7 +1,7 @@
 /**
  * A thread that turns grammars into masks, by xgrammar: which tokens may come next. It answers `open` and `accept` in
  * order. An exception inside the library leaves its memory in no defined state, so after one the thread says why and
- * ends; whoever started it (grammars.ts) starts another.
+ * ends; whoever started it (grammar-thread.ts) starts another.
  */
 import { readFileSync } from 'node:fs'
 import { createRequire, registerHooks } from 'node:module'
@@ -9,8 +9,6 @@ import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { parentPort, workerData } from 'node:worker_threads'
 import type * as Xgrammar from '@mlc-ai/web-xgrammar'
-import { GrammarError } from '../src/grammar/ebnf.ts'
-import { writeGrammar, type GrammarSpec } from '../src/grammar/grammar.ts'
 import { bytesOfTokenString } from '../src/tokenizer/byte-alphabet.ts'
 
 export interface WorkerSettings {
@@ -21,8 +19,8 @@ export interface WorkerSettings {
 }
 
 export type ToWorker =
-  /** `spec`: a GrammarSpec as JSON; `tokens`: what was generated already; `stop`: ids that end the answer. */
-  | { type: 'open'; id: number; spec: string; tokens: number[]; stop: number[] }
+  /** `grammar`: EBNF; `tokens`: what was generated already; `stop`: ids that end the answer. */
+  | { type: 'open'; id: number; grammar: string; tokens: number[]; stop: number[] }
   | { type: 'accept'; id: number; token: number }
   | { type: 'close'; id: number }
 
@@ -31,7 +29,6 @@ export type FromWorker =
   | { type: 'ready' }
   /** One bit a token, in words from id 0 up; null: nothing may follow. */
   | { type: 'mask'; id: number; mask: Uint32Array<ArrayBuffer> | null }
-  | { type: 'refused'; id: number; message: string }
   /** The last message: the thread ends. */
   | { type: 'broken'; id: number; message: string }
 
@@ -55,7 +52,7 @@ const vocabulary = await xgrammar.TokenizerInfo.createTokenizerInfo(
   settings.eosTokenIds,
 )
 const compiler = await xgrammar.GrammarCompiler.createGrammarCompiler(vocabulary, false)
-/** By the specification's JSON, last used last. */
+/** By EBNF, last used last. */
 const compiled = new Map<string, Xgrammar.CompiledGrammar>()
 const open = new Map<number, { matcher: Xgrammar.GrammarMatcher; stop: number[] }>()
 
@@ -69,15 +66,10 @@ port.on('message', (message: ToWorker) => {
 async function answer(message: ToWorker): Promise<void> {
   switch (message.type) {
     case 'open': {
-      const { id, spec, tokens, stop } = message
-      try {
-        const matcher = await xgrammar.GrammarMatcher.createGrammarMatcher(await compile(spec))
-        for (const token of tokens) accept(matcher, token)
-        open.set(id, { matcher, stop })
-      } catch (cause) {
-        if (!(cause instanceof GrammarError)) throw cause
-        return post({ type: 'refused', id, message: cause.message })
-      }
+      const { id, grammar, tokens, stop } = message
+      const matcher = await xgrammar.GrammarMatcher.createGrammarMatcher(await compile(grammar))
+      for (const token of tokens) accept(matcher, token)
+      open.set(id, { matcher, stop })
       return postMask(id)
     }
     case 'accept': {
@@ -96,18 +88,18 @@ function accept(matcher: Xgrammar.GrammarMatcher, token: number): void {
   if (!matcher.acceptToken(token)) throw new Error(`token ${token} was not allowed by its mask`)
 }
 
-async function compile(spec: string): Promise<Xgrammar.CompiledGrammar> {
-  const known = compiled.get(spec)
+async function compile(grammar: string): Promise<Xgrammar.CompiledGrammar> {
+  const known = compiled.get(grammar)
   if (known !== undefined) {
-    compiled.delete(spec)
-    compiled.set(spec, known)
+    compiled.delete(grammar)
+    compiled.set(grammar, known)
     return known
   }
-  const made = await compiler.compileGrammar(writeGrammar(JSON.parse(spec) as GrammarSpec))
-  compiled.set(spec, made)
-  for (const [oldest, grammar] of compiled) {
+  const made = await compiler.compileGrammar(grammar)
+  compiled.set(grammar, made)
+  for (const [oldest, unused] of compiled) {
     if (compiled.size <= compiled_max) break
-    grammar.dispose()
+    unused.dispose()
     compiled.delete(oldest)
   }
   return made

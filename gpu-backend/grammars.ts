@@ -1,214 +1,44 @@
 /**
- * Grammars for generations, computed in a worker thread (grammar-worker.ts): the mask for a token depends on the one
- * before, so after each token the thread is asked for the next mask, while the engine computes the logits it is for.
- *
- * Grammars come from callers. One that takes too long to compile, or a mask that does, costs the thread its life and the
- * caller an error; everybody else's state is rebuilt in a new thread by feeding it the tokens they have. While it
- * compiles, other masks wait, at most `compile_ms_max`.
+ * What answers may be. Grammars that count characters take the compiler some 40 ms for each step with Qwen2's vocabulary,
+ * and others' own EBNF any time at all: these have a thread to themselves, in which they wait for each other, and
+ * everybody else's a second one, in which nothing takes long. Either is started when it is first needed.
  */
-import { Worker } from 'node:worker_threads'
-import { ApiError } from '../src/errors.ts'
-import type { GrammarSpec } from '../src/grammar/grammar.ts'
-import type { FromWorker, ToWorker, WorkerSettings } from './grammar-worker.ts'
+import { GrammarError } from '../src/grammar/ebnf.ts'
+import { writeGrammar, type GrammarSpec } from '../src/grammar/grammar.ts'
+import { GrammarThread, refusal, type Constraint, type GrammarLimits } from './grammar-thread.ts'
+import type { WorkerSettings } from './grammar-worker.ts'
 
-export interface GrammarOptions extends WorkerSettings {
-  /** From when its turn comes to its first mask. Default 3000. */
-  compile_ms_max?: number
-  /** Default 1000. */
-  mask_ms_max?: number
-}
+export type { Constraint, Mask } from './grammar-thread.ts'
 
-/** One bit a token, in words from id 0 up; null: nothing may follow. */
-export type Mask = Uint32Array | null
-
-/** What one answer may be. */
-export interface Constraint {
-  /** Of the first token. */
-  first: Mask
-  /** After a token of the answer: the mask of the next one, or why there is none. */
-  accept: (token: number, give: (mask: Mask) => void, fail: (error: ApiError) => void) => void
-  close: () => void
-}
-
-const start_ms_max = 60_000
-const waiting_max = 256
-const refused_max = 256
-
-interface State {
-  id: number
-  spec: string
-  stop: number[]
-  tokens: number[]
-  /** Who waits for a mask: null while nobody does. */
-  waiter: { give: (mask: Mask) => void; fail: (error: ApiError) => void } | null
-}
-
-interface Question {
-  state: State
-  limit_ms: number
-}
+/** Steps that are compiled among the quick ones. */
+const counted_quick_max = 8
+const quick: GrammarLimits = { compile_ms_max: 3_000, mask_ms_max: 1_000, waiting_max: 1_024 }
+const slow: GrammarLimits = { compile_ms_max: 30_000, mask_ms_max: 1_000, waiting_max: 64 }
 
 export class Grammars {
-  readonly #options: Required<GrammarOptions>
-  readonly #states = new Map<number, State>()
-  /** What the thread has been asked and not answered, in its order. */
-  #asked: Question[] = []
-  #worker: Worker | null = null
-  #ready = false
-  #watch: NodeJS.Timeout | null = null
-  #next = 0
-  #closed = false
-  /** Refusals by grammar: each cost a thread, or its time. Oldest first. */
-  readonly #refused = new Map<string, string>()
+  readonly #quick: GrammarThread
+  readonly #slow: GrammarThread
 
-  constructor(options: GrammarOptions) {
-    this.#options = { compile_ms_max: 3000, mask_ms_max: 1000, ...options }
+  constructor(settings: WorkerSettings) {
+    this.#quick = new GrammarThread(settings, quick)
+    this.#slow = new GrammarThread(settings, slow)
   }
 
-  /** @param stop ids that end the answer. Rejects with ApiError where the grammar cannot be served. */
+  /** For one answer. @param stop ids that end it. Rejects with ApiError where the grammar cannot be served. */
   async open(spec: GrammarSpec, stop: number[]): Promise<Constraint> {
-    const text = JSON.stringify(spec)
-    const refused = this.#refused.get(text)
-    if (refused !== undefined) throw refusal(refused)
-    if (this.#asked.length >= waiting_max)
-      throw new ApiError('queue_full', 'Too many grammars wait; try again shortly', { retryAfterS: 1 })
-    const state: State = { id: this.#next++, spec: text, stop, tokens: [], waiter: null }
-    this.#states.set(state.id, state)
-    const first = await new Promise<Mask>((give, fail) => {
-      state.waiter = { give, fail }
-      this.#ask(state, { type: 'open', id: state.id, spec: text, tokens: [], stop })
-    })
-    return {
-      first,
-      accept: (token, give, fail) => {
-        state.tokens.push(token)
-        state.waiter = { give, fail }
-        this.#ask(state, { type: 'accept', id: state.id, token })
-      },
-      close: () => this.#forget(state),
-    }
+    const { text, counted } = written(spec)
+    return (counted > counted_quick_max ? this.#slow : this.#quick).open(text, stop)
   }
 
   async close(): Promise<void> {
-    this.#closed = true
-    this.#stopWatching()
-    await this.#worker?.terminate()
-  }
-
-  #ask(state: State, message: ToWorker): void {
-    const { compile_ms_max, mask_ms_max } = this.#options
-    this.#asked.push({ state, limit_ms: message.type === 'open' ? compile_ms_max : mask_ms_max })
-    if (this.#worker === null) return this.#start()
-    this.#worker.postMessage(message)
-    if (this.#asked.length === 1) this.#watchHead()
-  }
-
-  /** A thread that knows nothing yet: it is told all that is open, last of all what is waited for, in its order. */
-  #start(): void {
-    const { modelDir, vocabSize, eosTokenIds, compile_ms_max } = this.#options
-    const worker = new Worker(new URL('./grammar-worker.ts', import.meta.url), {
-      workerData: { modelDir, vocabSize, eosTokenIds } satisfies WorkerSettings,
-      stderr: true,
-    })
-    worker.unref()
-    worker.stderr.resume()
-    worker.on('message', (message: FromWorker) => {
-      if (worker === this.#worker) this.#answered(message)
-    })
-    worker.on('error', (error) => this.#lost(worker, error.message))
-    worker.on('exit', () => this.#lost(worker, 'the grammar thread ended'))
-    this.#worker = worker
-    this.#ready = false
-    const waiting = this.#asked.map(({ state }) => state).filter(({ id }) => this.#states.has(id))
-    const quiet = [...this.#states.values()].filter((state) => !waiting.includes(state))
-    this.#asked = [...quiet, ...waiting].map((state) => ({ state, limit_ms: compile_ms_max }))
-    for (const { state } of this.#asked) {
-      const { id, spec, tokens, stop } = state
-      worker.postMessage({ type: 'open', id, spec, tokens, stop } satisfies ToWorker)
-    }
-    this.#watchHead()
-  }
-
-  #answered(message: FromWorker): void {
-    if (message.type === 'broken') return this.#restart(message.message)
-    if (message.type === 'ready') {
-      this.#ready = true
-      return this.#watchHead()
-    }
-    const state = this.#asked.shift()?.state
-    this.#watchHead()
-    if (state === undefined) return
-    if (message.type === 'refused') return this.#refuse(state, message.message)
-    const { waiter } = state
-    state.waiter = null
-    waiter?.give(message.mask)
-  }
-
-  /** The thread answers in order, so what takes too long is always the first that it was asked. */
-  #watchHead(): void {
-    this.#stopWatching()
-    const head = this.#asked[0]
-    if (head === undefined || this.#closed) return
-    if (!this.#ready) {
-      const worker = this.#worker
-      this.#watch = setTimeout(() => worker && this.#lost(worker, 'it did not start'), start_ms_max)
-    } else {
-      const late = `it took longer than ${head.limit_ms / 1000} s; make it simpler, above all its length limits`
-      this.#watch = setTimeout(() => this.#restart(late), head.limit_ms)
-    }
-    this.#watch.unref()
-  }
-
-  #stopWatching(): void {
-    if (this.#watch !== null) clearTimeout(this.#watch)
-    this.#watch = null
-  }
-
-  /** The thread came to grief over the first that it was asked: that one is refused, for the others there is a new one. */
-  #restart(why: string): void {
-    const culprit = this.#asked.shift()?.state
-    if (culprit !== undefined) this.#refuse(culprit, why)
-    this.#leaveWorker()
-    if (this.#states.size > 0) this.#start()
-  }
-
-  /** It ended by itself: before it was ready, another one would fare no better. */
-  #lost(worker: Worker, why: string): void {
-    if (worker !== this.#worker || this.#closed) return
-    if (this.#ready) return this.#restart(why)
-    const states = [...this.#states.values()]
-    this.#states.clear()
-    this.#leaveWorker()
-    for (const { waiter } of states)
-      waiter?.fail(new ApiError('engine_error', `Grammars cannot be served: ${why}`))
-  }
-
-  #leaveWorker(): void {
-    const worker = this.#worker
-    this.#worker = null
-    this.#stopWatching()
-    if (this.#states.size === 0) this.#asked = []
-    void worker?.terminate()
-  }
-
-  #refuse(state: State, why: string): void {
-    this.#states.delete(state.id)
-    const { waiter } = state
-    state.waiter = null
-    waiter?.fail(refusal(why))
-    this.#refused.set(state.spec, why)
-    for (const oldest of this.#refused.keys()) {
-      if (this.#refused.size <= refused_max) break
-      this.#refused.delete(oldest)
-    }
-  }
-
-  #forget(state: State): void {
-    state.waiter = null
-    if (this.#states.delete(state.id))
-      this.#worker?.postMessage({ type: 'close', id: state.id } satisfies ToWorker)
+    await Promise.all([this.#quick.close(), this.#slow.close()])
   }
 }
 
-const refusal = (why: string) =>
-  new ApiError('unsupported_value', `The grammar cannot be served: ${why}`, { param: 'sampling.grammar' })
+function written(spec: GrammarSpec) {
+  try {
+    return writeGrammar(spec)
+  } catch (cause) {
+    throw cause instanceof GrammarError ? refusal(cause.message) : cause
+  }
+}

@@ -70,7 +70,7 @@ export async function cacheKey(
   { tokenIds, sampling, stop }: Prompt,
 ): Promise<string> {
   // By what it allows, not by how it was said.
-  const grammar = sampling.grammar === null ? null : writeGrammar(sampling.grammar)
+  const grammar = sampling.grammar === null ? null : writeGrammar(sampling.grammar).text
   const parts = [tenantId, epoch, model.revision, { ...sampling, grammar }, stop]
   const settings = new TextEncoder().encode(JSON.stringify(parts))
   const bytes = new Uint8Array(4 + settings.byteLength + tokenIds.length * 4)

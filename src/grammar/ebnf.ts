@@ -18,6 +18,13 @@ export type Expr =
 
 export type Range = [first: number, last: number]
 
+export interface WrittenGrammar {
+  /** EBNF. */
+  text: string
+  /** What compiling it costs beyond the usual: for each, a look at the whole vocabulary. */
+  counted: number
+}
+
 /** A grammar that cannot be served; the message names what is in the way and where. */
 export class GrammarError extends Error {
   override name = 'GrammarError'
@@ -65,7 +72,7 @@ export class Grammar {
   }
 
   /** EBNF with `root`; throws GrammarError where nothing that ends can match, or where it is too large. */
-  write(root: Expr): string {
+  write(root: Expr): WrittenGrammar {
     const rules = new Map([...this.rules, ['root', root]])
     const states = [...rules.values()].reduce((sum, expr) => sum + statesOf(expr), 0)
     if (states > states_max)
@@ -77,7 +84,25 @@ export class Grammar {
       if (ending.has(name)) lines.push(`${name} ::= ${print(pruned(expr, ending))}`)
     const text = `${lines.join('\n')}\n`
     if (text.length > text_max) throw new GrammarError('it is too large once written out')
-    return text
+    const counted = [...rules.values()].reduce((sum, expr) => sum + countedOf(expr, 1), 0)
+    return { text, counted }
+  }
+}
+
+/** Steps of repetitions that count characters of nearly any kind, such as a string's length. */
+function countedOf(expr: Expr, times: number): number {
+  switch (expr.type) {
+    case 'sequence':
+    case 'choice':
+      return expr.items.reduce((sum, item) => sum + countedOf(item, times), 0)
+    case 'repeat':
+      return countedOf(expr.item, times * Math.max(1, expr.max ?? expr.min))
+    case 'characters':
+      return times > 1 && expr.ranges.some(([, last]) => last > last_ascii) ? times : 0
+    case 'literal':
+    case 'rule':
+    case 'dispatch':
+      return 0
   }
 }
 

@@ -3,7 +3,7 @@
  * backend compiles. The order of a schema's properties is part of it: it is the order in which they are generated.
  */
 import * as z from 'zod/mini'
-import { choice, Grammar, literal, type Expr } from './ebnf.ts'
+import { choice, Grammar, literal, type Expr, type WrittenGrammar } from './ebnf.ts'
 import { anyJson } from './json-text.ts'
 import { schemaGrammar } from './json-schema.ts'
 import { regexGrammar } from './regex.ts'
@@ -39,8 +39,8 @@ export const GrammarSpec = z.discriminatedUnion('type', [
 export type GrammarSpec = z.infer<typeof GrammarSpec>
 
 /** Throws GrammarError with what cannot be served. */
-export function writeGrammar(spec: GrammarSpec): string {
-  if (spec.type === 'ebnf') return spec.grammar
+export function writeGrammar(spec: GrammarSpec): WrittenGrammar {
+  if (spec.type === 'ebnf') return { text: spec.grammar, counted: Infinity }
   const grammar = new Grammar()
   return grammar.write(rootOf(grammar, spec))
 }

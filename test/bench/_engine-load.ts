@@ -1,5 +1,7 @@
 /** What the engine's bench does to an engine: requests of random tokens, their rates, the gaps between tokens. */
 import type { Engine, EngineEvent } from '../../gpu-backend/engine.ts'
+import type { GrammarSpec } from '../../src/grammar/grammar.ts'
+import type { ResolvedSampling } from '../../src/sampling.ts'
 
 export type Finish = Extract<EngineEvent, { type: 'finish' }>
 
@@ -16,11 +18,37 @@ export interface Ask {
   /** Called with each step's tokens. */
   onTokens?: (count: number) => void
   signal?: AbortSignal
+  /** What the answer must be. */
+  grammar?: GrammarSpec
 }
 
-export function ask(engine: Engine, length: number, max_tokens: number, options: Ask = {}): Promise<Finish> {
+export async function ask(
+  engine: Engine,
+  length: number,
+  max_tokens: number,
+  options: Ask = {},
+): Promise<Finish> {
   const tokenIds = Uint32Array.from({ length }, (_, i) => (i * 7919 + 13) % 2000)
   if (options.last !== undefined) tokenIds[length - 1] = options.last
+  const sampling: ResolvedSampling = {
+    temperature: 0,
+    top_p: 1,
+    top_k: 0,
+    min_p: 0,
+    repetition_penalty: 1,
+    presence_penalty: 0,
+    frequency_penalty: 0,
+    seed: null,
+    max_tokens,
+    min_tokens: 0,
+    stop_token_ids: [],
+    ignore_eos: true,
+    logit_bias: {},
+    logprobs: null,
+    n: 1,
+    grammar: null,
+  }
+  const constraint = options.grammar && (await engine.constrain(options.grammar, sampling))
   return new Promise((resolve, reject) => {
     const handle = engine.submit(
       {
@@ -28,24 +56,8 @@ export function ask(engine: Engine, length: number, max_tokens: number, options:
         salt: options.salt ?? `bench ${salt++}`,
         sharedPrefixTokens: 0,
         priority: 0,
-        sampling: {
-          temperature: 0,
-          top_p: 1,
-          top_k: 0,
-          min_p: 0,
-          repetition_penalty: 1,
-          presence_penalty: 0,
-          frequency_penalty: 0,
-          seed: null,
-          max_tokens,
-          min_tokens: 0,
-          stop_token_ids: [],
-          ignore_eos: true,
-          logit_bias: {},
-          logprobs: null,
-          n: 1,
-          grammar: null,
-        },
+        sampling,
+        ...(constraint ? { constraint } : {}),
       },
       (event) => {
         if (event.type === 'tokens') options.onTokens?.(event.tokenIds.length)

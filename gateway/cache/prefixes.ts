@@ -27,7 +27,12 @@ export const prefixes = factory.createHandlers(async function prefixes(c) {
     sampling: { ...prompt.sampling, max_tokens: 1, min_tokens: 0, n: 1 },
   }
   const requestId = wireId(caller.tenantId, generationId(null))
-  const { settle, headers } = await admit(asked, { env: c.env, requestId, caller })
+  const { settle, headers } = await admit(asked, {
+    env: c.env,
+    requestId,
+    caller,
+    defer: (work) => c.executionCtx.waitUntil(work),
+  })
   let usage: TokenUsage | null = null
   try {
     const { cached_tokens, until } = await warmPrefix(

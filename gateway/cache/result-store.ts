@@ -1,6 +1,7 @@
 /**
- * Where answers are kept: the Cache API of this data centre, and behind it KV for all of them. What only KV has is
- * copied into the Cache API on its way. Storage that fails or is slow costs a deadline, never the answer.
+ * Where answers are kept: this isolate's memory, the Cache API of its data centre, and behind them KV for all of them.
+ * KV gets what is asked for a second time, since most answers never are and a write there is the dearest part of a miss;
+ * what only KV has is copied nearer on its way. Storage that fails or is slow costs a deadline, never the answer.
  *
  * An entry holds the deltas of a whole answer with the moments at which they came, at most `entry_chars_max`; a longer
  * one is not kept. A corrupt entry, or one of another version, is a miss.
@@ -12,6 +13,7 @@ import {
   type FinishDelta,
   type AnswerDelta,
 } from '../chat/answers.ts'
+import { recall, remember } from './result-memory.ts'
 
 export interface Entry {
   version: typeof entry_version
@@ -40,19 +42,33 @@ const kv_ms_max = 1_000
 const kv_ttl_s_min = 60
 
 export async function lookup(env: Env, key: string, defer: Defer): Promise<Lookup> {
+  const here = recall(key)
+  if (here !== null) {
+    if (!here.far) defer(storeFar(env, key, here.entry))
+    here.far = true
+    return { entry: here.entry, failed: false }
+  }
   const [near, nearFailed] = await attempt(readCache(key), cache_ms_max)
-  if (near !== null) return { entry: near, failed: false }
+  if (near !== null) {
+    remember(key, near.entry, near.chars, true)
+    defer(storeFar(env, key, near.entry))
+    return { entry: near.entry, failed: false }
+  }
   const [far, farFailed] = await attempt(readKv(env, key), kv_ms_max)
   if (far === null) return { entry: null, failed: nearFailed || farFailed }
-  const rest_s = Math.floor(far.ttl_s - (Date.now() - far.stored_at) / 1000)
-  if (!nearFailed && rest_s >= 1) defer(attempt(writeCache(key, JSON.stringify(far), rest_s), cache_ms_max))
-  return { entry: far, failed: false }
+  const { entry, chars } = far
+  remember(key, entry, chars, true)
+  const rest_s = Math.floor(entry.ttl_s - (Date.now() - entry.stored_at) / 1000)
+  if (!nearFailed && rest_s >= 1) defer(attempt(writeCache(key, JSON.stringify(entry), rest_s), cache_ms_max))
+  return { entry, failed: false }
 }
 
-/** Near: awaited by whoever is about to answer, so that the same caller's next request finds it. */
-export async function storeNear(key: string, entry: Entry): Promise<void> {
+/** For this isolate at once, for its data centre soon. */
+export function storeNear(key: string, entry: Entry, defer: Defer): void {
   const text = JSON.stringify(entry)
-  if (text.length <= entry_chars_max) await attempt(writeCache(key, text, entry.ttl_s), cache_ms_max)
+  if (text.length > entry_chars_max) return
+  remember(key, entry, text.length, false)
+  defer(attempt(writeCache(key, text, entry.ttl_s), cache_ms_max))
 }
 
 export async function storeFar(env: Env, key: string, entry: Entry): Promise<void> {
@@ -63,12 +79,12 @@ export async function storeFar(env: Env, key: string, entry: Entry): Promise<voi
 }
 
 /** Passes an answer through; before its finish goes out, `store` gets all of it. */
-export async function* keep(deltas: Deltas, ttl_s: number, store: (entry: Entry) => Promise<void>): Deltas {
+export async function* keep(deltas: Deltas, ttl_s: number, store: (entry: Entry) => void): Deltas {
   const recorder = new Recorder()
   for await (const batch of deltas) {
     recorder.push(batch)
     const entry = recorder.entry(ttl_s)
-    if (entry !== null) await store(entry)
+    if (entry !== null) store(entry)
     yield batch
   }
 }
@@ -119,7 +135,12 @@ export async function* replay({ texts, times, finish }: Entry, timed: boolean): 
 const cacheUrl = (key: string) => `https://results.invalid/${key}`
 const kvKey = (key: string) => `result:${key}`
 
-async function readCache(key: string): Promise<Entry | null> {
+interface Read {
+  entry: Entry
+  chars: number
+}
+
+async function readCache(key: string): Promise<Read | null> {
   const response = await (await caches.open('results')).match(cacheUrl(key))
   return response === undefined ? null : parse(await response.text())
 }
@@ -129,12 +150,12 @@ async function writeCache(key: string, text: string, ttl_s: number): Promise<voi
   await (await caches.open('results')).put(cacheUrl(key), new Response(text, { headers }))
 }
 
-async function readKv(env: Env, key: string): Promise<Entry | null> {
+async function readKv(env: Env, key: string): Promise<Read | null> {
   const text = await env.RESULTS.get(kvKey(key))
   return text === null ? null : parse(text)
 }
 
-function parse(text: string): Entry | null {
+function parse(text: string): Read | null {
   try {
     const entry = JSON.parse(text) as Partial<Entry> | null
     const whole =
@@ -146,7 +167,7 @@ function parse(text: string): Entry | null {
       Array.isArray(entry.times) &&
       entry.finish?.type === 'finish' &&
       typeof entry.finish.usage?.completion === 'number'
-    return whole ? (entry as Entry) : null
+    return whole ? { entry: entry as Entry, chars: text.length } : null
   } catch {
     return null
   }

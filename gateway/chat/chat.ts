@@ -11,7 +11,7 @@ import { type Deltas } from './answers.ts'
 import { startGeneration } from './generation.ts'
 import type { Prompt } from './prompt.ts'
 import { respond } from './respond.ts'
-import { keep, storeFar, storeNear } from '../cache/result-store.ts'
+import { keep, storeNear } from '../cache/result-store.ts'
 
 /** How long after its start a resumable answer can be read. */
 const resumable_ms = 10 * 60 * 1000
@@ -40,7 +40,7 @@ async function direct(c: Context<AppEnv>): Promise<Response> {
     defer: (work) => c.executionCtx.waitUntil(work),
   })
   setHeaders(c, headers)
-  const answer = cache.key === null ? deltas : kept(c, deltas, cache.key, true)
+  const answer = cache.key === null ? deltas : kept(c, deltas, cache.key)
   return respond(c, form, answer, leave)
 }
 
@@ -61,7 +61,7 @@ async function flight(c: Context<AppEnv>, shared: boolean): Promise<Response> {
   const { deltas, started, headers } = await joinFlight(c.env, request, signal)
   setHeaders(c, headers)
   if (!started && shared) c.set('cache', { ...cache, status: 'qwen-edge; fwd=miss; collapsed' })
-  const answer = started && cache.key !== null ? kept(c, deltas, cache.key, !shared) : deltas
+  const answer = started && cache.key !== null ? kept(c, deltas, cache.key) : deltas
   return respond(c, form, answer, leave)
 }
 
@@ -71,12 +71,10 @@ export function whileListening(c: Context<AppEnv>): { signal: AbortSignal; leave
   return { signal: AbortSignal.any([c.req.raw.signal, gone.signal]), leave: () => gone.abort() }
 }
 
-/** @param far into KV as well: a flight that is shared does that itself. */
-const kept = (c: Context<AppEnv>, deltas: Deltas, key: string, far: boolean): Deltas =>
-  keep(deltas, c.var.cache.ttl_s, async (entry) => {
+const kept = (c: Context<AppEnv>, deltas: Deltas, key: string): Deltas =>
+  keep(deltas, c.var.cache.ttl_s, (entry) => {
     if (entry.finish.cut_short) return
-    if (far) c.executionCtx.waitUntil(storeFar(c.env, key, entry))
-    await storeNear(key, entry)
+    storeNear(key, entry, (work) => c.executionCtx.waitUntil(work))
   })
 
 /** With a seed of its own a sampled answer that must be taken up again comes out the same. */

@@ -29,6 +29,8 @@ interface Live {
   request: FlightRequest
   /** Lines in storage. */
   written: number
+  /** More than its starter wanted it, or may want it elsewhere: its answer goes to KV. */
+  wanted: boolean
   /** Resolves with the headers of whoever started it, once the limits let it pass or it failed. */
   admitted: Promise<Record<string, string>>
 }
@@ -64,6 +66,7 @@ export class Flights extends DurableObject<Env> {
     const joined = known !== undefined && known.flight.state !== 'failed'
     const live = joined ? known : this.#start(request)
     this.#byTicket.set(ticket.id, live)
+    if (joined) live.wanted = true
     if (resumable && joined) this.#persist(live, ticket, expires)
     const own = live.flight.ticket(ticket.id, resumable)
     own.cancelled = false
@@ -124,7 +127,14 @@ export class Flights extends DurableObject<Env> {
     flight.ticket(id, true)
     if (stored.done) {
       flight.finish()
-      const live = { id, flight, request, written: flight.length, admitted: Promise.resolve({}) }
+      const live = {
+        id,
+        flight,
+        request,
+        written: flight.length,
+        wanted: true,
+        admitted: Promise.resolve({}),
+      }
       this.#forgetLater(live)
       return live
     }
@@ -158,7 +168,14 @@ export class Flights extends DurableObject<Env> {
 
   #launch(id: string, flight: Flight, request: FlightRequest, attempt: number): Live {
     const admitted = Promise.withResolvers<Record<string, string>>()
-    const live: Live = { id, flight, request, written: flight.length, admitted: admitted.promise }
+    const live: Live = {
+      id,
+      flight,
+      request,
+      written: flight.length,
+      wanted: request.resumable,
+      admitted: admitted.promise,
+    }
     if (flight.key !== null) this.#byKey.set(flight.key, live)
     this.ctx.waitUntil(this.#run(live, attempt, (headers) => admitted.resolve(headers)))
     return live
@@ -196,7 +213,7 @@ export class Flights extends DurableObject<Env> {
         const entry = batch.some(isFinishDelta) ? recorder.entry(ttl_s) : null
         if (key === null || entry === null) continue
         if (entry.finish.cut_short) this.#unshare(live)
-        else this.ctx.waitUntil(storeFar(this.env, key, entry))
+        else if (live.wanted) this.ctx.waitUntil(storeFar(this.env, key, entry))
       }
     } catch (cause) {
       flight.fail(

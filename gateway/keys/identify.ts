@@ -1,6 +1,6 @@
 /**
  * Who calls: an API key -> a Caller. The truth is the directory object; in front of it stand this isolate's memory
- * (5 s) and KV (60 s, the platform's own staleness). A key with a wrong checksum costs no storage read. An absent key
+ * (5 s, by the key itself: a busy key is not even hashed) and KV (60 s, the platform's own staleness). A key with a wrong checksum costs no storage read. An absent key
  * is remembered by the isolate alone: a key's 256 random bits are never guessed before they are made, so a cached
  * absence cannot hide a new key. When storage fails the answer is 503, never 401.
  */
@@ -29,8 +29,8 @@ export async function identify(
   if (env.ENVIRONMENT === 'development' && env.DEV_KEY !== '' && sameText(key, env.DEV_KEY)) {
     return { tenantId: 'dev', keyId: 'dev', models: null, scopes: null }
   }
-  if (!isWellFormedKey(key)) throw refused()
-  const record = await lookup(env, await hashKey(env.KEY_PEPPER, key), defer)
+  if (!memory.has(key) && !isWellFormedKey(key)) throw refused()
+  const record = await lookup(env, key, defer)
   if (record === null || (record.expires_at !== null && record.expires_at * 1000 <= Date.now()))
     throw refused()
   return { tenantId: record.tenant_id, keyId: record.id, models: record.models, scopes: record.scopes }
@@ -44,11 +44,12 @@ const refused = () =>
 
 async function lookup(
   env: Env,
-  hash: string,
+  key: string,
   defer: (work: Promise<unknown>) => void,
 ): Promise<KeyRecord | null> {
-  const known = memory.get(hash)
+  const known = memory.get(key)
   if (known && known.until > Date.now()) return known.record
+  const hash = await hashKey(env.KEY_PEPPER, key)
   try {
     let record = await env.KEYS.get<KeyRecord>(hash, 'json')
     if (record === null) {
@@ -56,7 +57,7 @@ async function lookup(
       // A put that crosses a revocation must not outlive it: KV forgets by itself.
       if (record !== null) defer(env.KEYS.put(hash, JSON.stringify(record), { expirationTtl: kv_ttl_s }))
     }
-    remember(hash, record)
+    remember(key, record)
     return record
   } catch (cause) {
     throw new ApiError('storage_unavailable', 'Keys cannot be read at the moment. Try again.', {
@@ -66,9 +67,9 @@ async function lookup(
   }
 }
 
-function remember(hash: string, record: KeyRecord | null): void {
+function remember(key: string, record: KeyRecord | null): void {
   if (memory.size >= memory_entries_max) for (const oldest of memory.keys()) if (memory.delete(oldest)) break
-  memory.set(hash, { record, until: Date.now() + memory_ms })
+  memory.set(key, { record, until: Date.now() + memory_ms })
 }
 
 /** 16 directory objects share the keys by the first digit of their hash. */

@@ -5,9 +5,12 @@
  */
 import type { TokenUsage } from '../../src/protocol.ts'
 import type { Caller } from '../keys/identify.ts'
+import { knownUnmetered } from './lease.ts'
 import { limitHeaders, noLimits, notActive, refusal, tooLarge } from './limit-headers.ts'
 import { model } from '../model.ts'
+import { noteBegun, noteEnded } from './notes.ts'
 import type { Prompt } from '../chat/prompt.ts'
+import type { Tenant } from './tenant.ts'
 import type { AdmitResult, Use } from './tenant-record.ts'
 
 const renew_ms = 10_000
@@ -24,15 +27,18 @@ export interface AdmissionContext {
   env: Env
   requestId: string
   caller: Caller
+  /** Work that outlives the answer. */
+  defer: (work: Promise<unknown>) => void
 }
 
 /** Throws ApiError where the limits leave no room. */
 export async function admit(
   prompt: Prompt,
-  { env, requestId, caller }: AdmissionContext,
+  { env, requestId, caller, defer }: AdmissionContext,
 ): Promise<Admission> {
   const tenant = env.TENANT.getByName(caller.tenantId)
   const use: Use = { key_id: caller.keyId, model: model.id, template: prompt.template?.id ?? '' }
+  if (knownUnmetered(caller.tenantId, use)) return unasked(prompt, tenant, use, { requestId, caller, defer })
   const { max_tokens, min_tokens, n } = prompt.sampling
   const ask = {
     prompt_tokens: prompt.tokenIds.length,
@@ -55,14 +61,38 @@ export async function admit(
     Object.assign(error.headers, headers)
     throw error
   }
-  const renewal = setInterval(() => void tenant.renew([requestId]).catch(() => undefined), renew_ms)
+  const stopRenewal = renew(tenant, requestId)
   return {
     prompt: { ...prompt, sampling: { ...prompt.sampling, max_tokens: Math.floor(admitted.max_tokens / n) } },
     headers,
     settle: async (usage) => {
-      clearInterval(renewal)
+      stopRenewal()
       // A call that fails leaves the reservation to its deadline.
       await tenant.settle(requestId, use, usage).catch(() => undefined)
     },
   }
+}
+
+/** What no limit can refuse begins at once; its tenant's object hears of it beside the answer. */
+function unasked(
+  prompt: Prompt,
+  tenant: DurableObjectStub<Tenant>,
+  use: Use,
+  { requestId, caller, defer }: Omit<AdmissionContext, 'env'>,
+): Admission {
+  noteBegun(caller.tenantId, tenant, { requestId, use, prompt_tokens: prompt.tokenIds.length }, defer)
+  const stopRenewal = renew(tenant, requestId)
+  return {
+    prompt,
+    headers: {},
+    settle: async (usage) => {
+      stopRenewal()
+      noteEnded(caller.tenantId, tenant, { requestId, use, usage }, defer)
+    },
+  }
+}
+
+function renew(tenant: DurableObjectStub<Tenant>, requestId: string): () => void {
+  const timer = setInterval(() => void tenant.renew([requestId]).catch(() => undefined), renew_ms)
+  return () => clearInterval(timer)
 }

@@ -26,6 +26,7 @@ interface Held {
   used: number
   until_ms: number
   snapshot: Snapshot
+  unmetered: boolean
 }
 
 interface Demand {
@@ -39,6 +40,8 @@ interface Local {
   demand: Map<string, Demand>
   returned: { id: string; used: number }[]
   counts: Map<string, RequestCounts>
+  /** Uses that no limit of tokens or concurrency holds: until when that is known. */
+  unmetered: Map<string, number>
   report_due_ms: number
 }
 
@@ -55,7 +58,7 @@ export async function countRequest(tenantId: string, tenant: TenantStub, use: Us
   if (held !== undefined && held.used < held.units && now_ms < held.until_ms) {
     held.used++
     noteDemand(local, scope, now_ms)
-    return { standing: 'active', denial: null, snapshot: left(held), lease: null }
+    return { standing: 'active', denial: null, snapshot: left(held), lease: null, unmetered: held.unmetered }
   }
   if (held !== undefined) retire(local, scope, held)
   const wanted = noteDemand(local, scope, now_ms)
@@ -67,14 +70,24 @@ export async function countRequest(tenantId: string, tenant: TenantStub, use: Us
     localOf(tenantId).returned.push(...returned)
     throw error
   }
-  if (counted.standing !== 'active' || counted.lease === null) return counted
+  if (counted.standing !== 'active') return counted
+  const { snapshot, unmetered } = counted
+  if (unmetered) localOf(tenantId).unmetered.set(scope, now_ms + lease_ms)
+  if (counted.lease === null) return counted
   // The report may have put the old one away in the meantime.
   const here = localOf(tenantId)
   const { id, units } = counted.lease
   const other = here.leases.get(scope)
   if (other !== undefined) retire(here, scope, other)
-  here.leases.set(scope, { id, units, used: 0, until_ms: now_ms + lease_ms, snapshot: counted.snapshot })
-  return counted
+  const lease = { id, units, used: 0, until_ms: now_ms + lease_ms, snapshot, unmetered }
+  here.leases.set(scope, lease)
+  return { ...counted, snapshot: left(lease) }
+}
+
+/** Whether the tenant's object said within the last second that no limit could refuse such a generation. */
+export function knownUnmetered(tenantId: string, { key_id, model }: Use): boolean {
+  const until_ms = tenants.get(tenantId)?.unmetered.get(`${key_id} ${model}`)
+  return until_ms !== undefined && Date.now() < until_ms
 }
 
 /** Notes an answered request for the usage report, and sees that one will be sent. */
@@ -127,7 +140,14 @@ function localOf(tenantId: string): Local {
   let local = tenants.get(tenantId)
   if (local === undefined) {
     if (tenants.size >= tenants_max) tenants.clear()
-    local = { leases: new Map(), demand: new Map(), returned: [], counts: new Map(), report_due_ms: 0 }
+    local = {
+      leases: new Map(),
+      demand: new Map(),
+      returned: [],
+      counts: new Map(),
+      unmetered: new Map(),
+      report_due_ms: 0,
+    }
     tenants.set(tenantId, local)
   }
   return local

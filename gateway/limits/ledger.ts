@@ -9,6 +9,7 @@
 import type { TokenUsage } from '../../src/protocol.ts'
 import {
   admit,
+  begin,
   grantLease,
   Meter,
   milliTokens,
@@ -84,6 +85,13 @@ export class Ledger {
     return result
   }
 
+  begin(requestId: string, use: Use, scopes: Scope[], prompt_tokens: number, now_ms: number): void {
+    const reservation = begin(scopes, now_ms)
+    this.#open.set(requestId, { use, reservation, prompt_tokens, deadline_ms: now_ms + patience_ms })
+    this.#unsaved.add(requestId)
+    this.touch(scopes)
+  }
+
   /** Whether there was something to end: false for what the alarm has already settled. */
   settle(
     requestId: string,
@@ -95,7 +103,7 @@ export class Ledger {
     const open = this.#open.get(requestId)
     if (open === undefined) {
       if (this.#settled.has(requestId)) return false
-      // This object restarted and has forgotten the reservation: what was used still counts.
+      // It ended before it was told of, or this object restarted and has forgotten it: what was used still counts.
       if (usage !== null) for (const { meter } of scopes) meter.charge(milliTokens(usage, weight))
       this.touch(scopes)
       return true

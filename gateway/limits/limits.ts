@@ -160,6 +160,12 @@ export class Meter {
   }
 }
 
+/** Nothing but requests a minute could refuse. */
+export const isUnmetered = (scopes: Scope[]): boolean =>
+  scopes.every(({ limits }) =>
+    Object.values({ ...limits, requests_per_minute: null }).every((limit) => limit === null),
+  )
+
 /** Takes one request from every scope; null: done. */
 export function countRequest(scopes: Scope[], now_ms: number): Denial | null {
   const denials: Denial[] = []
@@ -208,6 +214,16 @@ export function admit(scopes: Scope[], ask: Ask, now_ms: number): Admission {
   }
   reservation.held = scopes.map(({ id, meter }) => ({ id, slot: meter.take(reservation) }))
   return { kind: 'admitted', max_tokens: room_tokens - ask.prompt_tokens, reservation }
+}
+
+/** Opens a reservation of nothing, for a generation that began without asking: what it used is charged when it ends. */
+export function begin(scopes: Scope[], now_ms: number): Reservation {
+  const reservation: Reservation = { milli: 0, day: dayOf(now_ms), month: monthOf(now_ms), held: [] }
+  for (const { id, meter } of scopes) {
+    meter.advance(now_ms)
+    reservation.held.push({ id, slot: meter.take(reservation) })
+  }
+  return reservation
 }
 
 /** Ends a reservation: frees its slot and gives back all but what was used. null: nothing was. */

@@ -56,7 +56,14 @@ export interface LeaseGrant {
 
 export type CountResult =
   | { standing: 'suspended' | 'unknown' }
-  | { standing: 'active'; denial: Denial | null; snapshot: Snapshot; lease: LeaseGrant | null }
+  | {
+      standing: 'active'
+      denial: Denial | null
+      snapshot: Snapshot
+      lease: LeaseGrant | null
+      /** No limit of tokens or concurrency holds this use: its generations need no leave. */
+      unmetered: boolean
+    }
 
 export type AdmitResult =
   | { standing: 'suspended' | 'unknown' }

@@ -6,7 +6,15 @@ import { DurableObject } from 'cloudflare:workers'
 import type { TokenUsage } from '../../src/protocol.ts'
 import * as backend from '../chat/backend.ts'
 import { Ledger } from './ledger.ts'
-import { countRequest, remaining, unlimited, type Ask, type Limits, type Scope } from './limits.ts'
+import {
+  countRequest,
+  isUnmetered,
+  remaining,
+  unlimited,
+  type Ask,
+  type Limits,
+  type Scope,
+} from './limits.ts'
 import type {
   AdmitResult,
   CountResult,
@@ -17,6 +25,7 @@ import type {
   TenantRecord,
   Use,
 } from './tenant-record.ts'
+import type { Begun, Ended } from './notes.ts'
 import { parsePrices, UsageBook, type GroupBy, type RequestCounts, type UsageRow } from './usage-book.ts'
 
 const flush_ms = 1_000
@@ -25,6 +34,7 @@ const orphan_retry_ms = 5_000
 /** After this the backend has forgotten what it used. */
 const orphan_ms_max = 600_000
 const orphans_at_once = 6
+const batch_kept_ms = 30_000
 export const keys_max = 1_000
 
 export class Tenant extends DurableObject<Env> {
@@ -32,6 +42,8 @@ export class Tenant extends DurableObject<Env> {
   readonly #keys: Map<string, TenantKey>
   readonly #ledger: Ledger
   readonly #usage: UsageBook
+  /** Taken lately: when. */
+  readonly #batches = new Map<string, number>()
   #flushing = false
 
   constructor(ctx: DurableObjectState, env: Env) {
@@ -59,7 +71,7 @@ export class Tenant extends DurableObject<Env> {
     if (denial === null) this.#ledger.touch(scopes)
     const lease = denial === null ? this.#ledger.lease(scopes, wanted, now) : null
     this.#flushSoon()
-    return { standing, denial, snapshot: snapshot(scopes), lease }
+    return { standing, denial, snapshot: snapshot(scopes), lease, unmetered: isUnmetered(scopes) }
   }
 
   /** Reserves tokens and a slot for one generation. */
@@ -85,6 +97,18 @@ export class Tenant extends DurableObject<Env> {
     const weight = this.#record?.cached_token_weight ?? new_tenant.cached_token_weight
     const first = this.#ledger.settle(requestId, this.#scopes(use), usage, weight, now)
     if (first && usage !== null) this.#usage.addTokens(use, usage, parsePrices(this.env.PRICES), now)
+    this.#flushSoon()
+  }
+
+  /** Generations that began without asking, and what such used. A batch that comes again was taken before. */
+  note(batch: string, begun: Begun[], ended: Ended[]): void {
+    const now = Date.now()
+    for (const [id, at] of this.#batches) if (at < now - batch_kept_ms) this.#batches.delete(id)
+    if (this.#batches.has(batch)) return
+    this.#batches.set(batch, now)
+    for (const { requestId, use, prompt_tokens } of begun)
+      this.#ledger.begin(requestId, use, this.#scopes(use), prompt_tokens, now)
+    for (const { requestId, use, usage } of ended) this.settle(requestId, use, usage)
     this.#flushSoon()
   }
 

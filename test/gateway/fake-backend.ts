@@ -41,7 +41,8 @@ export function fakeBackend(): FakeBackend {
       if (status !== 200) return new Response('broken', { status })
       const used = usage ?? { prompt: request.token_ids.length, cached: 0, completion: tokens.length }
       const reason = tokens.length < (request.sampling.max_tokens ?? Infinity) ? 'stop' : 'length'
-      return new Response(body(request.request_id, tokens, reason, used, hold, broken))
+      const signal = init.signal ?? new AbortController().signal
+      return new Response(body(request.request_id, tokens, reason, used, signal, hold, broken))
     })
   })
   afterEach(() => vi.unstubAllGlobals())
@@ -51,6 +52,7 @@ export function fakeBackend(): FakeBackend {
     tokens: number[],
     finish_reason: string,
     usage: TokenUsage,
+    signal: AbortSignal,
     hold?: Promise<unknown>,
     broken?: boolean,
   ) {
@@ -58,8 +60,10 @@ export function fakeBackend(): FakeBackend {
     const timing = { queue_ms: 0, prefill_ms: 0, decode_ms: 0 }
     return new ReadableStream({
       async start(controller) {
+        signal.addEventListener('abort', () => controller.error(signal.reason))
         for (const token of tokens) controller.enqueue(event({ index: 0, token_ids: [token] }))
         await hold
+        if (signal.aborted) return
         // An error overtakes what waits in the queue.
         if (broken === true) await scheduler.wait(50)
         if (broken === true) return controller.error(new Error('the backend died'))

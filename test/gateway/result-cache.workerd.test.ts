@@ -178,8 +178,20 @@ describe('the store', () => {
     await env.RESULTS.put('result:far', JSON.stringify(entry('far')))
     expect(await found('far')).toMatchObject({ texts: [{ text: 'far' }, { type: 'end' }] })
     await Promise.all(deferred)
-    await env.RESULTS.delete('result:far')
-    expect(await found('far')).toMatchObject({ texts: [{ text: 'far' }, { type: 'end' }] })
+    const near = await (await caches.open('results')).match('https://results.invalid/far')
+    expect(await near?.json()).toMatchObject({ texts: [{ text: 'far' }, { type: 'end' }] })
+  })
+
+  it('puts into KV what is asked for a second time', async () => {
+    backend = scriptedBackend(saying(''))
+    const far = async () => {
+      await Promise.all(deferred)
+      return env.RESULTS.get('result:twice')
+    }
+    storeNear('twice', entry('again'), defer)
+    expect(await far()).toBeNull()
+    expect(await found('twice')).toMatchObject({ texts: [{ text: 'again' }, { type: 'end' }] })
+    expect(await far()).toContain('again')
   })
 
   it('says that storage failed, and does not wait for it', async () => {
@@ -195,7 +207,8 @@ describe('the store', () => {
 
   it('keeps nothing larger than 4 Mi characters', async () => {
     backend = scriptedBackend(saying(''))
-    await storeNear('large', entry('x'.repeat(4 * 1024 * 1024)))
+    storeNear('large', entry('x'.repeat(4 * 1024 * 1024)), defer)
+    await Promise.all(deferred)
     expect(await found('large')).toBeNull()
   })
 })

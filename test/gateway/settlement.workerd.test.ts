@@ -164,6 +164,43 @@ describe('tokens', () => {
   })
 })
 
+describe('a generation that no limit could refuse', () => {
+  const use = (key_id: string) => ({ key_id, model: 'tiny', template: '' })
+  const usage = { prompt: 10, cached: 0, completion: 5 }
+  const used = async (key: string) =>
+    (await json<{ data: { completion_tokens: number }[] }>(get(key, '/v1/usage?group_by=key'))).data[0]
+      ?.completion_tokens
+
+  it('begins without asking and is counted once, however often its end is told', async () => {
+    const { id, key, keyId } = await newTenant()
+    const tenant = env.TENANT.getByName(id)
+    const ended = { requestId: 'req_1', use: use(keyId), usage }
+    for (let i = 0; i < 3; i++) await tenant.note('batch', [], [ended])
+    expect(await used(key)).toBe(5)
+  })
+
+  it('is settled by its tenant when its gateway falls silent', async () => {
+    const { id, key, keyId } = await newTenant()
+    const tenant = env.TENANT.getByName(id)
+    await tenant.note('batch', [{ requestId: 'req_gone', use: use(keyId), prompt_tokens: 10 }], [])
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 31_000 })
+    backend.usage = usage
+    await scheduler.wait(1_100)
+    expect(await runDurableObjectAlarm(tenant)).toBe(true)
+    expect(backend.cancelled).toEqual(['req_gone'])
+    await tenant.note('late', [], [{ requestId: 'req_gone', use: use(keyId), usage }])
+    expect(await used(key)).toBe(5)
+  })
+
+  it('asks again a second after a limit was set', async () => {
+    const { id, key } = await newTenant()
+    expect((await chat(key, { max_tokens: 50 })).status).toBe(200)
+    await admin(`/tenants/${id}`, { limits: { tokens_per_minute: 20 } }, 'PATCH')
+    await scheduler.wait(1_050)
+    expect((await chat(key, { max_tokens: 50 })).status).toBe(400)
+  })
+})
+
 describe('an orphaned generation', () => {
   const use = (key_id: string) => ({ key_id, model: 'tiny', template: '' })
   const ask = { prompt_tokens: 100, max_tokens: 400, room_tokens: 400, least_tokens: 1 }

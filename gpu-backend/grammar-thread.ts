@@ -15,6 +15,8 @@ export interface GrammarLimits {
   mask_ms_max: number
   /** Questions that may wait. */
   waiting_max: number
+  /** How long a refusal holds: a machine that stood still may have been to blame. */
+  refused_ms: number
 }
 
 /** One bit a token, in words from id 0 up; null: nothing may follow. */
@@ -60,7 +62,7 @@ export class GrammarThread {
   #next = 0
   #closed = false
   /** Refusals by grammar: each cost a thread, or its time. Oldest first. */
-  readonly #refused = new Map<string, string>()
+  readonly #refused = new Map<string, { why: string; until: number }>()
 
   constructor(settings: WorkerSettings, limits: GrammarLimits) {
     this.#settings = settings
@@ -70,7 +72,7 @@ export class GrammarThread {
   /** @param grammar EBNF @param stop ids that end the answer. Rejects with ApiError where it cannot be served. */
   async open(grammar: string, stop: number[]): Promise<Constraint> {
     const refused = this.#refused.get(grammar)
-    if (refused !== undefined) throw refusal(refused)
+    if (refused !== undefined && performance.now() < refused.until) throw refusal(refused.why)
     if (this.#asked.length >= this.#limits.waiting_max)
       throw new ApiError('queue_full', 'Too many grammars wait; try again shortly', { retryAfterS: 1 })
     const state: State = { id: this.#next++, grammar, stop, tokens: [], waiter: null }
@@ -113,7 +115,7 @@ export class GrammarThread {
     if (this.#asked.length === 1) this.#watchHead()
   }
 
-  /** A thread that knows nothing yet: it is told all that is open, last of all what is waited for, in its order. */
+  /** A new one is told all that is open: first what is waited for, and of that first the answers under way. */
   #start(): void {
     const worker = new Worker(new URL('./grammar-worker.ts', import.meta.url), {
       workerData: this.#settings,
@@ -129,12 +131,15 @@ export class GrammarThread {
     this.#worker = worker
     this.#ready = false
     const limit_ms = this.#limits.compile_ms_max
-    const waiting = this.#asked.filter(({ state, awaited }) => awaited && this.#states.has(state.id))
+    const began = ({ state }: Question) => Number(state.tokens.length > 0)
+    const waiting = this.#asked
+      .filter(({ state, awaited }) => awaited && this.#states.has(state.id))
+      .toSorted((a, b) => began(b) - began(a))
     const asking = new Set(waiting.map(({ state }) => state))
     const quiet = [...this.#states.values()].filter((state) => !asking.has(state))
     this.#asked = [
-      ...quiet.map((state) => ({ state, limit_ms, awaited: false })),
       ...waiting.map(({ state }) => ({ state, limit_ms, awaited: true })),
+      ...quiet.map((state) => ({ state, limit_ms, awaited: false })),
     ]
     for (const { state } of this.#asked) {
       const { id, grammar, tokens, stop } = state
@@ -223,7 +228,8 @@ export class GrammarThread {
   }
 
   #remember(grammar: string, why: string): void {
-    this.#refused.set(grammar, why)
+    this.#refused.delete(grammar)
+    this.#refused.set(grammar, { why, until: performance.now() + this.#limits.refused_ms })
     for (const oldest of this.#refused.keys()) {
       if (this.#refused.size <= refused_max) break
       this.#refused.delete(oldest)

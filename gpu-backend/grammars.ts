@@ -12,8 +12,18 @@ export type { Constraint, Mask } from './grammar-thread.ts'
 
 /** Steps that are compiled among the quick ones. */
 const counted_quick_max = 8
-const quick: GrammarLimits = { compile_ms_max: 3_000, mask_ms_max: 1_000, waiting_max: 1_024 }
-const slow: GrammarLimits = { compile_ms_max: 30_000, mask_ms_max: 1_000, waiting_max: 64 }
+const quick: GrammarLimits = {
+  compile_ms_max: 3_000,
+  mask_ms_max: 1_000,
+  waiting_max: 1_024,
+  refused_ms: 60_000,
+}
+const slow: GrammarLimits = {
+  compile_ms_max: 30_000,
+  mask_ms_max: 1_000,
+  waiting_max: 64,
+  refused_ms: 60_000,
+}
 
 export class Grammars {
   readonly #quick: GrammarThread

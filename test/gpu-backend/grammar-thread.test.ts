@@ -8,7 +8,7 @@ const settings = {
   vocabSize: 2259,
   eosTokenIds: [2258, 2256],
 }
-const limits = { compile_ms_max: 10_000, mask_ms_max: 10_000, waiting_max: 100 }
+const limits = { compile_ms_max: 10_000, mask_ms_max: 10_000, waiting_max: 100, refused_ms: 60_000 }
 let thread: GrammarThread
 afterEach(() => thread.close())
 
@@ -42,6 +42,15 @@ it('what takes too long is refused by name; who was under way goes on where it w
   const started = performance.now()
   await expect(thread.open(slow, [])).rejects.toMatchObject({ code: 'unsupported_value' })
   expect(performance.now() - started).toBeLessThan(50)
+})
+
+it('a refusal is forgotten: the machine may have been to blame', async () => {
+  thread = new GrammarThread(settings, { ...limits, compile_ms_max: 300, refused_ms: 50 })
+  await expect(thread.open(slow, [])).rejects.toThrow('took longer')
+  await new Promise((resolve) => setTimeout(resolve, 60))
+  const started = performance.now()
+  await expect(thread.open(slow, [])).rejects.toThrow('took longer')
+  expect(performance.now() - started).toBeGreaterThan(250)
 })
 
 it('what the library fails over is refused by its words', async () => {

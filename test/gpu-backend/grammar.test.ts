@@ -163,9 +163,18 @@ describe('beside others', () => {
       accept: () => undefined,
       close: () => undefined,
     }
+    const again = { sampling: { max_tokens: 50 } }
+    const repeating = [...prompt, ...prompt]
+    const before = engine.stats().draftedTokens
+    const alone = await generate(engine, repeating, again)
+    const guessed = engine.stats().draftedTokens - before
+    expect(guessed).toBeGreaterThan(0)
     const stuck = submit(engine, prompt, { sampling: { max_tokens: 50 }, constraint })
-    const { tokens } = await generate(engine, prompt, { sampling: { max_tokens: 50 } })
-    expect(tokens).toHaveLength(50)
+    await until(() => engine.stats().generatedTokens > 0)
+    const beside = engine.stats().draftedTokens
+    expect((await generate(engine, repeating, again)).tokens).toEqual(alone.tokens)
+    // A step may have gone by before the other one waited.
+    expect(engine.stats().draftedTokens - beside).toBeGreaterThanOrEqual(guessed - 6)
     engine.cancel(stuck.handle)
     const { finish } = await stuck.answer
     expect(finish).toMatchObject({ reason: 'cancelled', usage: { completion: 1 } })

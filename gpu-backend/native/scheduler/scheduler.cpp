@@ -56,10 +56,13 @@ std::vector<Slice> Scheduler::schedule() {
   const auto still_running = [this](const Sequence* s) { return std::ranges::find(running_, s) != running_.end(); };
   const auto decodes = [](const Sequence* s) { return s->remaining() == 1; };
   const auto decoding = static_cast<std::size_t>(std::ranges::count_if(order, decodes));
+  // Who waits for a mask has nothing to compute.
+  const auto busy = static_cast<std::size_t>(
+      std::ranges::count_if(order, [](const Sequence* s) { return s->remaining() > 0; }));
   for (Sequence* sequence : order) {
     if (!decodes(sequence) || !still_running(sequence)) continue;
     sequence->draft.clear();
-    if (decoding == order.size()) draft(*sequence, decoding);
+    if (decoding == busy) draft(*sequence, decoding);
     if (reserve(*sequence, 1 + sequence->draft.size(), plan))
       plan.push_back({sequence, sequence->computed, 1 + sequence->draft.size(), sequence->draft.size()});
   }

@@ -5,7 +5,7 @@
 import { ApiError } from '../../src/errors.ts'
 import { factory } from '../app-env.ts'
 import { limitedBody } from '../chat/limited-body.ts'
-import { holding, isHookId, readHook, type HookRecord } from './hook.ts'
+import { holding, isHookId, readHook, signingOf, type HookRecord } from './hook.ts'
 import { passes, readPayload, renderRequest, type Event } from './hook-request.ts'
 import { eventId, isGenuine } from './hook-verify.ts'
 import { isTerminal, jobView } from '../jobs/job.ts'
@@ -50,8 +50,7 @@ export const inbound = factory.createHandlers(knownAddress, limitedBody, async f
       id: newJobId(),
       caller: hook.caller,
       request: requestText(request),
-      endpoints:
-        hook.callback === null ? [] : [{ ...hook.callback, secrets: holding(hook.signing, Date.now()) }],
+      endpoints: hook.callback === null ? [] : [{ ...hook.callback, secrets: await signingOf(c.env, hook) }],
       metadata: JSON.stringify(metadata(hook, event)),
       dedupe: id === null ? null : `hook:${hook.id}:${id}`,
     }),
@@ -60,13 +59,9 @@ export const inbound = factory.createHandlers(knownAddress, limitedBody, async f
     const job = await jobs.get(made.id, sync_wait_ms)
     if (job !== null && isTerminal(job.status)) {
       const { status, response, error } = jobView(job)
-      return c.json({
-        job_id: made.id,
-        status,
-        output_text: response?.choices[0]?.message.content,
-        response,
-        error,
-      })
+      const output_text = response?.choices[0]?.message.content
+      const told = { job_id: made.id, status, output_text, response, error }
+      return made.isNew ? c.json(told) : c.json({ ...told, duplicate: true }, 202)
     }
   }
   return c.json({ job_id: made.id, ...(made.isNew ? {} : { duplicate: true }) }, 202)

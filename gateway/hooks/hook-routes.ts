@@ -9,15 +9,16 @@ import { parse, parseJson } from '../../src/json-body.ts'
 import { parseChatRequest } from '../chat/chat-request.ts'
 import { standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
-import { makeSigningSecret } from '../jobs/deliver.ts'
+import { GraceSeconds, grace_s_default } from '../jobs/delivery-routes.ts'
+import { makeSigningSecret } from '../jobs/signature.ts'
 import {
   changeHook,
-  holding,
   hookOf,
   hookText,
   newHookId,
   readHook,
   rotated,
+  signingOf,
   verifications,
   type HookRecord,
   type Verification,
@@ -26,8 +27,6 @@ import { renderRequest } from './hook-request.ts'
 import { chosenEvents, found, jobsOf } from '../jobs/job-routes.ts'
 import { pageSize } from '../page-size.ts'
 import { model } from '../model.ts'
-
-const grace_s_default = 24 * 3600
 
 const Secret = z.string().check(z.minLength(8), z.maxLength(512))
 const Fields = z.strictObject({
@@ -39,7 +38,13 @@ const Fields = z.strictObject({
   filter: z.optional(z.nullable(z.record(z.string(), z.unknown()))),
   verify: z.strictObject({ type: z.enum(verifications), secret: z.optional(z.nullable(Secret)) }),
   callback: z.optional(
-    z.nullable(z.strictObject({ url: z.string(), events: z.optional(z.nullable(z.array(z.string()))) })),
+    z.nullable(
+      z.strictObject({
+        url: z.string(),
+        events: z.optional(z.nullable(z.array(z.string()))),
+        ed25519: z.optional(z.boolean()),
+      }),
+    ),
   ),
   mode: z.optional(z.enum(['async', 'sync'])),
   enabled: z.optional(z.boolean()),
@@ -49,7 +54,7 @@ const Rotate = z.strictObject({
   /** Which secret: that of callers, or that of our own deliveries. */
   target: z.optional(z.enum(['verify', 'signing'])),
   secret: z.optional(Secret),
-  grace_seconds: z.optional(z.int().check(z.gte(0), z.lte(30 * 24 * 3600))),
+  grace_seconds: GraceSeconds,
 })
 
 export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
@@ -134,7 +139,8 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
     return c.json({ ...view(c, after), ...secretsOf(after) })
   })
   .post('/:id/test', async (c) => {
-    const { id, callback, signing } = await own(c)
+    const hook = await own(c)
+    const { id, callback } = hook
     if (callback === null)
       throw new ApiError('conflict', 'This hook has no callback to send a test event to.')
     const webhook_id = `evt_${crypto.randomUUID().replaceAll('-', '')}`
@@ -149,7 +155,7 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
     const delivery_id = await jobsOf(c.env, c.var.caller.tenantId).tell({
       webhook_id,
       url: callback.url,
-      secrets: holding(signing, Date.now()),
+      secrets: await signingOf(c.env, hook),
       body: JSON.stringify(body),
     })
     return c.json({ webhook_id, delivery_id }, 202)
@@ -174,10 +180,11 @@ function requestOf(asked: Asked, before: Record<string, unknown> = {}): Record<s
   return template === undefined ? request : { ...request, template: source.template }
 }
 
-function callbackOf(c: Context<AppEnv>, asked: { url: string; events?: string[] | null | undefined } | null) {
-  if (asked === null) return null
+function callbackOf(c: Context<AppEnv>, asked: Asked['callback'] | null): HookRecord['callback'] {
+  if (!asked) return null
   checkCallbackUrl(asked.url, c.env.ENVIRONMENT, 'callback.url')
-  return { url: asked.url, events: chosenEvents(asked.events ?? null, 'callback.events') }
+  const events = chosenEvents(asked.events ?? null, 'callback.events')
+  return { url: asked.url, events, ...(asked.ed25519 === true ? { ed25519: true } : {}) }
 }
 
 /** Stripe and Slack make their own, which arrives by PATCH; until then every call is a 401. */

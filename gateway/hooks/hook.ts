@@ -26,7 +26,7 @@ export interface HookRecord {
   request: Record<string, unknown>
   filter: Record<string, unknown> | null
   verify: { type: Verification; secrets: HeldSecret[] }
-  callback: Pick<Endpoint, 'url' | 'events'> | null
+  callback: (Pick<Endpoint, 'url' | 'events'> & { ed25519?: boolean }) | null
   signing: HeldSecret[]
   /** Milliseconds since the epoch. */
   created_at: number
@@ -41,6 +41,13 @@ export const rotated = (secrets: readonly HeldSecret[], secret: string, until: n
   { secret, until: null },
   ...secrets.map((old) => ({ ...old, until: Math.min(old.until ?? Infinity, until) })).slice(0, 4),
 ]
+
+/** What its deliveries are signed with now. */
+export async function signingOf(env: Env, { callback, caller, signing }: HookRecord): Promise<string[]> {
+  const secrets = holding(signing, Date.now())
+  if (callback?.ed25519 !== true) return secrets
+  return [...secrets, (await env.JOBS.getByName(caller.tenantId).signingPair()).private_key]
+}
 
 /** The record is kept as JSON: it is written rarely and read whole. */
 export class Hook extends DurableObject<Env> {

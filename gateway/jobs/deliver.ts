@@ -1,7 +1,7 @@
 /** One attempt to deliver a webhook, signed as Standard Webhooks says: https://www.standardwebhooks.com */
-import { Webhook } from 'standardwebhooks'
 import { isLoopback, refusal } from '../../src/callback-url.ts'
 import { retryAfter } from './delivery-schedule.ts'
+import { signature } from './signature.ts'
 
 export interface Message {
   webhook_id: string
@@ -31,7 +31,7 @@ export async function deliver(
   try {
     const response = await fetch(message.url, {
       method: 'POST',
-      headers: signedHeaders(message, new Date()),
+      headers: await signedHeaders(message, new Date()),
       body: message.body,
       redirect: 'manual',
       signal: AbortSignal.timeout(attempt_ms),
@@ -54,19 +54,18 @@ export async function deliver(
   }
 }
 
-export function signedHeaders({ webhook_id, secrets, body }: Message, now: Date): Record<string, string> {
+async function signedHeaders(
+  { webhook_id, secrets, body }: Message,
+  now: Date,
+): Promise<Record<string, string>> {
+  const signatures = secrets.map((secret) => signature(secret, webhook_id, now, body))
   return {
     'content-type': 'application/json',
     'user-agent': 'qwen2-edge-webhooks/1',
     'webhook-id': webhook_id,
     'webhook-timestamp': String(Math.floor(now.getTime() / 1000)),
-    'webhook-signature': secrets.map((secret) => new Webhook(secret).sign(webhook_id, now, body)).join(' '),
+    'webhook-signature': (await Promise.all(signatures)).join(' '),
   }
-}
-
-export function makeSigningSecret(): string {
-  const bytes = crypto.getRandomValues(new Uint8Array(32))
-  return `whsec_${btoa(String.fromCharCode(...bytes))}`
 }
 
 /**

@@ -13,6 +13,11 @@ import type { DeliveryRow } from './outbox.ts'
 
 const statuses = ['pending', 'sending', 'delivered', 'dead']
 
+/** For how long what was replaced still signs beside the new one. */
+export const GraceSeconds = z.optional(z.int().check(z.gte(0), z.lte(30 * 24 * 3600)))
+export const grace_s_default = 24 * 3600
+const Rotate = z.strictObject({ grace_seconds: GraceSeconds })
+
 const Replay = z.strictObject({
   /** Unix seconds. */
   since: z.number().check(z.gte(0)),
@@ -36,7 +41,15 @@ export const deliveries: Hono<AppEnv> = new Hono<AppEnv>()
     return c.json({ object: 'list', data: page.map(view), next_cursor: next, has_more: next !== null })
   })
   .get('/signing_secret', async (c) => {
-    return c.json({ signing_secret: await jobsOf(c.env, c.var.caller.tenantId).signingSecret() })
+    const jobs = jobsOf(c.env, c.var.caller.tenantId)
+    const [secrets, { public_key }] = await Promise.all([jobs.signingSecrets(), jobs.signingPair()])
+    return c.json({ signing_secret: secrets[0], public_key })
+  })
+  .post('/signing_secret/rotate', async (c) => {
+    const text = await c.req.text()
+    const { grace_seconds = grace_s_default } = parse(Rotate, text === '' ? {} : parseJson(text))
+    const secrets = await jobsOf(c.env, c.var.caller.tenantId).rotateSigningSecret(grace_seconds * 1_000)
+    return c.json({ signing_secret: secrets[0] })
   })
   .post('/replay', async (c) => {
     const { since, status = 'dead' } = parse(Replay, parseJson(await c.req.text()))

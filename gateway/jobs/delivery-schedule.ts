@@ -38,7 +38,7 @@ export interface Breaker {
   open_until: number
 }
 
-const failures_max = 10
+export const failures_max = 10
 const cool_down_ms = 30 * s
 const cool_down_max_ms = h
 

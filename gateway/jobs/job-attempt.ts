@@ -1,6 +1,6 @@
 /**
  * What one attempt means for its job. Waiting is no failure: over a limit (429) or without a backend (503, 504) a job
- * goes back into the queue for up to a day. What will not get better by itself fails at once; what might, a few times.
+ * goes back into the queue, for as long as its limit says, or a day without a backend. What will not get better by itself fails at once; what might, a few times.
  */
 import { ApiError } from '../../src/errors.ts'
 import type { Answer } from '../chat/answer.ts'
@@ -11,7 +11,7 @@ export type AttemptEnd =
   | { type: 'completed'; response: string; error: null }
   | { type: 'failed'; response: null; error: string }
 
-export const patience_ms = 24 * 3_600_000
+const patience_ms = 24 * 3_600_000
 /** An answer and the event that repeats its text must fit a row of 2 MB. */
 const response_bytes_max = 950_000
 /** For failures inside: a request that breaks the engine must not do so for ever. */
@@ -39,10 +39,10 @@ export function attemptEnd(result: Answer, attempt: number, age_ms: number): Att
       : error.status >= 500 || error.status === 499
         ? broken_max
         : 0
-  if (attempt >= most || age_ms >= patience_ms) return failed(error)
+  const holds = error.status === 429
+  if (!holds && (attempt >= most || age_ms >= patience_ms)) return failed(error)
   const asked_ms = result.error === null || result.retryAfterS === null ? 0 : result.retryAfterS * 1_000
   const backoff_ms = Math.min(longest_wait_ms, 500 * 2 ** Math.min(attempt, 10)) * (0.5 + Math.random() / 2)
-  const holds = error.status === 429
   const hold_ms = Math.min(Math.max(asked_ms, 250), longest_hold_ms)
   return { type: 'again', after_ms: holds ? hold_ms : Math.max(backoff_ms, asked_ms), holds }
 }

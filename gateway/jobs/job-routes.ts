@@ -23,7 +23,9 @@ const Secret = z
   .check(z.regex(/^whsec_[A-Za-z0-9+/]{32,100}={0,2}$/, 'must be whsec_ and at least 24 bytes base64'))
 const Metadata = z.optional(z.nullable(z.record(z.string().check(z.maxLength(64)), z.unknown())))
 export const WebhookFields = {
-  webhook: z.optional(z.nullable(z.strictObject({ url: Url, secret: z.optional(Secret) }))),
+  webhook: z.optional(
+    z.nullable(z.strictObject({ url: Url, secret: z.optional(Secret), ed25519: z.optional(z.boolean()) })),
+  ),
   webhook_events_filter: z.optional(z.nullable(z.array(z.string()).check(z.minLength(1)))),
   metadata: Metadata,
 }
@@ -151,10 +153,11 @@ export async function endpointOf(
 ): Promise<Endpoint | null> {
   if (!webhook) return null
   checkCallbackUrl(webhook.url, c.env.ENVIRONMENT, 'webhook.url')
-  const secret = webhook.secret ?? (await own(c).signingSecret())
+  const jobs = own(c)
+  const secrets = webhook.secret === undefined ? await jobs.signingSecrets() : [webhook.secret]
   return {
     url: webhook.url,
-    secrets: [secret],
+    secrets: webhook.ed25519 === true ? [...secrets, (await jobs.signingPair()).private_key] : secrets,
     events: chosenEvents(filter ?? null, 'webhook_events_filter'),
   }
 }

@@ -12,11 +12,12 @@
 import { DurableObject } from 'cloudflare:workers'
 import { ApiError } from '../../src/errors.ts'
 import { answer, type Answer } from '../chat/answer.ts'
-import { makeSigningSecret } from './deliver.ts'
 import type { Caller } from '../keys/identify.ts'
 import { isTerminal, jobEvent, kept_ms, type Endpoint, type JobRow, type JobStatus } from './job.ts'
-import { attemptEnd, failed, patience_ms } from './job-attempt.ts'
+import { attemptEnd, failed } from './job-attempt.ts'
 import { Outbox, type AttemptRow, type DeliveryRow } from './outbox.ts'
+import type { SigningPair } from './signature.ts'
+import { rotateSigningSecret, signingPair, signingSecrets } from './signing-keys.ts'
 
 export interface NewJob {
   id: string
@@ -31,7 +32,6 @@ export interface NewJob {
 
 const running_max = 8
 /** An object holds 10 GB; the outbox and the finished jobs of a week want their part. */
-const queued_max = 20_000
 const stored_bytes_max = 5e9
 /** Behind clients that wait. */
 const priority = -1
@@ -47,6 +47,8 @@ export class Jobs extends DurableObject<Env> {
   #alarmAt = Infinity
   /** By key: until when (milliseconds since the epoch) a limit lets none of its jobs start. */
   readonly #held = new Map<string, number>()
+  /** Counted here: asking SQLite would read every waiting row for every job that comes. */
+  #queued: number
   #purgeAt = 0
 
   constructor(ctx: DurableObjectState, env: Env) {
@@ -63,6 +65,8 @@ export class Jobs extends DurableObject<Env> {
     this.#outbox = new Outbox(this.#sql, env)
     // Whoever was running these is gone.
     this.#sql.exec("UPDATE jobs SET status = 'queued' WHERE status = 'in_progress'")
+    const waiting = "SELECT count(*) AS n FROM jobs WHERE status = 'queued'"
+    this.#queued = this.#sql.exec<{ n: number }>(waiting).one().n
   }
 
   /** @returns the job, and whether it is new; the first one where its dedupe key is known; null: too many wait already. */
@@ -78,10 +82,8 @@ export class Jobs extends DurableObject<Env> {
       const { id, status, request } = first
       return { id, status, isNew: false, isSame: request === job.request }
     }
-    const { queued } = this.#sql
-      .exec<{ queued: number }>("SELECT count(*) AS queued FROM jobs WHERE status = 'queued'")
-      .one()
-    if (queued >= queued_max || this.#sql.databaseSize > stored_bytes_max) return null
+    if (this.#queued >= Number(this.env.QUEUED_JOBS_MAX) || this.#sql.databaseSize > stored_bytes_max)
+      return null
     this.#sql.exec<{ id: string }>(
       `INSERT INTO jobs (id, dedupe, status, caller, request, endpoints, metadata, attempt, run, ready_at, created_at)
          VALUES (?, ?, 'queued', ?, ?, ?, ?, 0, 1, ?, ?)`,
@@ -94,6 +96,7 @@ export class Jobs extends DurableObject<Env> {
       now,
       now,
     )
+    this.#queued++
     this.#work()
     return { id: job.id, status: 'queued', isNew: true, isSame: true }
   }
@@ -123,6 +126,7 @@ export class Jobs extends DurableObject<Env> {
   async cancel(id: string): Promise<JobRow | null> {
     const row = this.#row(id)
     if (row === null || isTerminal(row.status)) return row
+    if (row.status === 'queued') this.#queued--
     this.#finish({ ...row, status: 'cancelled', finished_at: Date.now() })
     this.#running.get(id)?.abort()
     this.#work()
@@ -131,16 +135,13 @@ export class Jobs extends DurableObject<Env> {
 
   /** Runs a job again that failed or was cancelled, for whoever asks; null where it is not one of these. */
   async retry(id: string, caller: Caller): Promise<JobRow | null> {
-    this.#sql.exec(
-      `UPDATE jobs SET status = 'queued', run = run + 1, attempt = 0, ready_at = ?, started_at = NULL, finished_at = NULL,
-         error = NULL, caller = ? WHERE id = ? AND status IN ('failed', 'cancelled')`,
-      Date.now(),
-      JSON.stringify(caller),
-      id,
-    )
-    const row = this.#row(id)
+    const sql = `UPDATE jobs SET status = 'queued', run = run + 1, attempt = 0, ready_at = ?, started_at = NULL,
+        finished_at = NULL, error = NULL, caller = ? WHERE id = ? AND status IN ('failed', 'cancelled') RETURNING *`
+    const row = this.#sql.exec<JobRow>(sql, Date.now(), JSON.stringify(caller), id).toArray()[0]
+    if (row === undefined) return null
+    this.#queued++
     this.#work()
-    return row?.status === 'queued' ? row : null
+    return row
   }
 
   attempts(id: string): AttemptRow[] {
@@ -170,13 +171,17 @@ export class Jobs extends DurableObject<Env> {
     return id
   }
 
-  /** What the tenant's own webhooks are signed with. */
-  signingSecret(): string {
-    const known = this.ctx.storage.kv.get<string>('signing_secret')
-    if (known !== undefined) return known
-    const made = makeSigningSecret()
-    this.ctx.storage.kv.put('signing_secret', made)
-    return made
+  /** What the tenant's own webhooks are signed with, the newest first. */
+  signingSecrets(): string[] {
+    return signingSecrets(this.ctx.storage.kv)
+  }
+
+  rotateSigningSecret(grace_ms: number): string[] {
+    return rotateSigningSecret(this.ctx.storage.kv, grace_ms)
+  }
+
+  signingPair(): Promise<SigningPair> {
+    return signingPair(this.ctx.storage.kv)
   }
 
   /** The tenant's hooks by id: each is an object of its own, which none could find otherwise. */
@@ -236,19 +241,21 @@ export class Jobs extends DurableObject<Env> {
     void (at === Infinity ? this.ctx.storage.deleteAlarm() : this.ctx.storage.setAlarm(at))
   }
 
+  /** `+ready_at`: by the index over seq, so that the first few are found without sorting all that wait. */
   #startJobs(now: number): void {
     const room = running_max - this.#running.size
     if (room <= 0) return
     const rows = this.#sql
       .exec<JobRow>(
         `UPDATE jobs SET status = 'in_progress', attempt = attempt + 1, started_at = coalesce(started_at, ?1)
-         WHERE seq IN (SELECT seq FROM jobs WHERE status = 'queued' AND ready_at <= ?1
+         WHERE seq IN (SELECT seq FROM jobs WHERE status = 'queued' AND +ready_at <= ?1
            AND caller ->> '$.keyId' NOT IN (SELECT value FROM json_each(?3)) ORDER BY seq LIMIT ?2) RETURNING *`,
         now,
         room,
         JSON.stringify([...this.#held.keys()]),
       )
       .toArray()
+    this.#queued -= rows.length
     for (const row of rows) {
       const abort = new AbortController()
       this.#running.set(row.id, abort)
@@ -292,9 +299,11 @@ export class Jobs extends DurableObject<Env> {
     if (end.type === 'again') {
       if (end.holds) this.#held.set((JSON.parse(row.caller) as Caller).keyId, now + end.after_ms)
       // What only waited for its limit has not been tried.
-      const sql = "UPDATE jobs SET status = 'queued', attempt = attempt - ?, ready_at = ? WHERE id = ?"
+      const sql = `UPDATE jobs SET status = 'queued', attempt = attempt - ?1, started_at = iif(?1, NULL, started_at),
+        ready_at = ?2 WHERE id = ?3`
       // A moment behind the hold: those that were not tried yet go first.
       this.#sql.exec(sql, Number(end.holds), now + end.after_ms + Number(end.holds), row.id)
+      this.#queued++
     } else {
       this.#finish({ ...row, status: end.type, response: end.response, error: end.error, finished_at: now })
     }
@@ -326,11 +335,6 @@ export class Jobs extends DurableObject<Env> {
 
   #purge(now: number): void {
     this.#purgeAt = now + purge_every_ms
-    const waited = "SELECT * FROM jobs WHERE status = 'queued' AND ready_at < ?"
-    for (const row of this.#sql.exec<JobRow>(waited, now - patience_ms).toArray()) {
-      const error = new ApiError('deadline_exceeded', 'The job waited for a day without a chance to run.')
-      this.#finish({ ...row, ...failed(error), status: 'failed', finished_at: now })
-    }
     this.#sql.exec('DELETE FROM jobs WHERE finished_at < ?', now - kept_ms)
     this.#outbox.forget(now - kept_ms)
   }

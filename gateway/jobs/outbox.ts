@@ -3,7 +3,14 @@
  * written in the transaction that ends its job, so an end is told exactly once by id, at least once by wire.
  */
 import { deliver, type Message, type Outcome } from './deliver.ts'
-import { afterAttempt, isProbing, nextGap, timeScale, type Breaker } from './delivery-schedule.ts'
+import {
+  afterAttempt,
+  failures_max,
+  isProbing,
+  nextGap,
+  timeScale,
+  type Breaker,
+} from './delivery-schedule.ts'
 
 export type DeliveryRow = {
   id: string
@@ -49,7 +56,8 @@ export class Outbox {
       CREATE TABLE IF NOT EXISTS deliveries (id TEXT PRIMARY KEY, webhook_id TEXT NOT NULL, job_id TEXT, url TEXT NOT NULL,
         secrets TEXT NOT NULL, body TEXT NOT NULL, status TEXT NOT NULL, attempt INTEGER NOT NULL, next_at INTEGER,
         created_at INTEGER NOT NULL, status_code INTEGER, error TEXT, UNIQUE (webhook_id, url)) WITHOUT ROWID;
-      CREATE INDEX IF NOT EXISTS due ON deliveries (status, next_at);
+      DROP INDEX IF EXISTS due;
+      CREATE INDEX IF NOT EXISTS due_at ON deliveries (status, next_at, url);
       CREATE INDEX IF NOT EXISTS of_job ON deliveries (job_id);
       CREATE TABLE IF NOT EXISTS attempts (delivery_id TEXT NOT NULL, at INTEGER NOT NULL, attempt INTEGER NOT NULL,
         status_code INTEGER, error TEXT, next_at INTEGER, PRIMARY KEY (delivery_id, at, attempt)) WITHOUT ROWID;
@@ -61,7 +69,9 @@ export class Outbox {
 
   /** Nothing happens where this event already stands for this receiver. */
   add(message: Message, job_id: string | null): string {
-    const id = `dlv_${crypto.randomUUID().replaceAll('-', '')}`
+    // In order of time, as lists are.
+    const at = Date.now().toString(16).padStart(12, '0')
+    const id = `dlv_${at}${crypto.randomUUID().replaceAll('-', '').slice(0, 20)}`
     this.#sql.exec(
       `INSERT OR IGNORE INTO deliveries VALUES (?, ?, ?, ?, ?, ?, 'pending', 0, ?, ?, NULL, NULL)`,
       id,
@@ -79,18 +89,30 @@ export class Outbox {
   /** Starts what is due and fits; `done` is called after each. */
   send(now: number, done: () => void): void {
     if (this.#sending >= in_flight_max) return
+    const inFlight = JSON.stringify([...this.#inFlight.keys()])
     const full = [...this.#inFlight].filter(([, n]) => n >= in_flight_per_endpoint_max).map(([url]) => url)
+    const paused = this.#sql
+      .exec<{ url: string }>(
+        `SELECT url FROM endpoints WHERE open_until > ?1
+         OR (failures >= ?2 AND url IN (SELECT value FROM json_each(?3)))`,
+        now,
+        failures_max,
+        inFlight,
+      )
+      .toArray()
+    // The inner query reads its index alone: all that waits for one endpoint is passed over at little cost.
     const due = this.#sql
       .exec<DeliveryRow & { failures: number; disabled: number }>(
         `SELECT d.*, coalesce(e.failures, 0) AS failures, coalesce(e.disabled, 0) AS disabled
-         FROM deliveries d LEFT JOIN endpoints e ON e.url = d.url
-         WHERE d.status = 'pending' AND d.next_at <= ?1 AND coalesce(e.open_until, 0) <= ?1
-         AND d.url NOT IN (SELECT value FROM json_each(?3)) ORDER BY d.next_at LIMIT ?2`,
+         FROM deliveries d LEFT JOIN endpoints e ON e.url = d.url WHERE d.id IN (
+           SELECT id FROM deliveries WHERE status = 'pending' AND next_at <= ?1
+           AND url NOT IN (SELECT value FROM json_each(?2)) ORDER BY next_at LIMIT ?3) ORDER BY d.next_at`,
         now,
+        JSON.stringify([...full, ...paused.map(({ url }) => url)]),
         due_rows,
-        JSON.stringify(full),
       )
       .toArray()
+    let begun = 0
     for (const row of due) {
       if (this.#sending >= in_flight_max) return
       if (row.disabled === 1) {
@@ -103,7 +125,10 @@ export class Outbox {
       this.#sql.exec("UPDATE deliveries SET status = 'sending' WHERE id = ?", row.id)
       this.#count(row.url, 1)
       void this.#attempt(row, done)
+      begun++
     }
+    // Those behind a page full of one endpoint's.
+    if (begun > 0 && due.length === due_rows) this.send(now, done)
   }
 
   get sending(): number {
@@ -125,8 +150,10 @@ export class Outbox {
     return this.#sql.exec<AttemptRow>(sql, job_id).toArray()
   }
 
+  /** Newest first. */
   list(status: string | null, after: string, limit: number): DeliveryRow[] {
-    const sql = 'SELECT * FROM deliveries WHERE id > ? AND status = coalesce(?, status) ORDER BY id LIMIT ?'
+    const sql = `SELECT * FROM deliveries WHERE (?1 = '' OR id < ?1) AND status = coalesce(?2, status)
+      ORDER BY id DESC LIMIT ?3`
     return this.#sql.exec<DeliveryRow>(sql, after, status, limit).toArray()
   }
 

@@ -22,10 +22,12 @@ interface Address {
   family: number
 }
 type Resolve = (name: string) => Promise<Address[]>
+type MayBeCalled = (address: string) => boolean
 
 export function egressProxy(
   secret: string,
   resolveAll: Resolve = (name) => resolve(name, { all: true }),
+  mayBeCalled: MayBeCalled = (address) => isPublic(ipaddr.parse(address)),
 ): Server {
   return createServer((incoming, outgoing) => {
     const answer = (status: number, message = '', headers = {}) => {
@@ -36,7 +38,14 @@ export function egressProxy(
     const why = refusal(url, 'production')
     if (incoming.method !== 'POST' || why !== null) return answer(403, why ?? 'only POST')
     readAll(incoming)
-      .then((body) => forward(url, incoming.headers, body, resolveAll))
+      .then(async (body) =>
+        forward(
+          url,
+          incoming.headers,
+          body,
+          await checkedAddress(new URL(url).hostname, resolveAll, mayBeCalled),
+        ),
+      )
       .then(({ status, retryAfter }) =>
         answer(status, '', retryAfter === undefined ? {} : { 'retry-after': retryAfter }),
       )
@@ -44,8 +53,7 @@ export function egressProxy(
   })
 }
 
-async function forward(url: string, headers: IncomingHttpHeaders, body: Buffer, resolveAll: Resolve) {
-  const address = await publicAddress(new URL(url).hostname, resolveAll)
+async function forward(url: string, headers: IncomingHttpHeaders, body: Buffer, address: Address) {
   const own = Object.fromEntries(
     passed.flatMap((name) => (headers[name] === undefined ? [] : [[name, headers[name]]])),
   )
@@ -59,14 +67,15 @@ async function forward(url: string, headers: IncomingHttpHeaders, body: Buffer, 
   })
   sending.end(body)
   const [response] = (await once(sending, 'response')) as [IncomingMessage]
-  response.resume().on('error', () => undefined)
+  // Its status is all that is wanted; a body may have no end.
+  response.on('error', () => undefined).destroy()
   return { status: response.statusCode ?? 502, retryAfter: response.headers['retry-after'] }
 }
 
-async function publicAddress(host: string, resolveAll: Resolve): Promise<Address> {
+async function checkedAddress(host: string, resolveAll: Resolve, mayBeCalled: MayBeCalled): Promise<Address> {
   const addresses = await resolveAll(host.replace(/^\[|\]$/g, ''))
   const [first] = addresses
-  if (first === undefined || !addresses.every(({ address }) => isPublic(ipaddr.parse(address))))
+  if (first === undefined || !addresses.every(({ address }) => mayBeCalled(address)))
     throw new Error(`${host} resolves to no public address`)
   return first
 }

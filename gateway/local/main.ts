@@ -107,6 +107,7 @@ function gatewayProgram(settings: Settings, secrets: Secrets, workerDir: string)
     ENVIRONMENT: 'development',
     BACKEND_URL: `http://127.0.0.1:${settings.backendPort}`,
     QWEN_EDGE_TIME_SCALE: String(settings.timeScale),
+    EGRESS_PROXY: settings.egressProxy,
     ...(settings.devRequestsPerMinute === null
       ? {}
       : { DEV_REQUESTS_PER_MINUTE: String(settings.devRequestsPerMinute) }),

@@ -17,6 +17,8 @@ export interface Settings {
   devRequestsPerMinute: number | null
   /** Divides the waits between deliveries. */
   timeScale: number
+  /** Through which webhooks leave; '': directly. */
+  egressProxy: string
 }
 
 export const help = `npm start: the whole of qwen2-edge on this machine, gateway and backend.
@@ -31,6 +33,7 @@ export const help = `npm start: the whole of qwen2-edge on this machine, gateway
   QWEN_EDGE_ADMIN_TOKEN  for /admin: tenants and keys                             [made once, then kept]
   QWEN_EDGE_STATE        folder for keys, limits and caches                                 [.qwen-edge]
   QWEN_EDGE_TIME_SCALE   divides the waits between webhook deliveries, for trying them out         [1]
+  EGRESS_PROXY           webhooks leave through it (gateway/local/egress-proxy.ts)              [none]
   MODELS_DIR             folder for models fetched from the hub                      [.qwen-edge/models]
   HF_ENDPOINT            where they are fetched                                 [https://huggingface.co]
   HF_TOKEN               for private and gated models
@@ -56,6 +59,7 @@ export function readSettings(env: NodeJS.ProcessEnv): Settings {
     adminToken: given('QWEN_EDGE_ADMIN_TOKEN') ?? null,
     devRequestsPerMinute: requestsPerMinute(given('QWEN_EDGE_DEV_REQUESTS_PER_MINUTE')),
     timeScale: timeScale(given('QWEN_EDGE_TIME_SCALE')),
+    egressProxy: given('EGRESS_PROXY') ?? '',
   }
   if (settings.gatewayPort === settings.backendPort)
     throw new StartError(`GATEWAY_PORT and BACKEND_PORT are both ${settings.gatewayPort}: change one`)

@@ -30,12 +30,13 @@ export class Client {
   }
 
   /** Tries until it is accepted; the key makes that one job. */
-  async submit(n: number, url: string): Promise<{ id: string; signing_secret: string }> {
+  async submit(n: number, url: string, more: object = {}): Promise<{ id: string; signing_secret: string }> {
     const request = {
       model: 'tiny',
       messages: [{ role: 'user', content: `What is ${n} + ${n % 7}?` }],
       temperature: 0,
       max_tokens: 1,
+      ...more,
     }
     const body = { request, webhook: { url }, metadata: { n } }
     for (;;) {
@@ -63,11 +64,15 @@ export async function pool<T>(n: number, width: number, work: (i: number) => Pro
 }
 
 /** Whether it came true in time. */
-export async function eventually(done: () => boolean | Promise<boolean>, limit_ms: number): Promise<boolean> {
+export async function eventually(
+  done: () => boolean | Promise<boolean>,
+  limit_ms: number,
+  every_ms = 100,
+): Promise<boolean> {
   const end = Date.now() + limit_ms
   while (Date.now() < end) {
     if (await done()) return true
-    await new Promise((resolve) => setTimeout(resolve, 100))
+    await new Promise((resolve) => setTimeout(resolve, every_ms))
   }
   return false
 }

@@ -46,6 +46,10 @@ export function hostileUrls(port: number): string[] {
     ``,
     `https://`,
     `https:///127.0.0.1:${port}/`,
+    `https://[fe80::1%25eth0]:${port}/`,
+    `https://[::1%25lo]:${port}/`,
+    `https://xn--localhost-:${port}/`,
+    `https://ｌｏｃａｌｈｏｓｔ:${port}/`,
   ]
   return [...written, ...odd]
 }

@@ -8,7 +8,9 @@ import { pidOf } from '../e2e/processes.ts'
 import { startReceiver, type Received } from '../e2e/receiver.ts'
 import { startStack, type Stack } from '../e2e/stack.ts'
 import { Client, effects, eventually, pool, quantile, type Attempt } from './_client.ts'
+import { fairness } from './_fairness.ts'
 import { hostileUrls } from './_hostile-urls.ts'
+import { largeBatch } from './_large-batch.ts'
 import type { Finding } from './main.ts'
 
 type Tell = (finding: Finding) => void
@@ -32,6 +34,8 @@ const scenarios: Record<string, Scenario> = {
   signatures,
   ssrf,
   ingest,
+  fairness,
+  batch: largeBatch,
 }
 
 export async function run(
@@ -64,7 +68,7 @@ async function killed(
   const killer = startKiller(client.stack, program, every_ms)
   const jobs = await pool(n, 16, (i) => client.submit(i, receiver.url))
   const ids = jobs.map(({ id }) => id)
-  await eventually(() => effects(receiver.received, ids).lost === 0, patience_ms)
+  await eventually(() => effects(receiver.received, ids).lost === 0, patience_ms, 1_000)
   const kills = await killer()
   // Whatever would come twice has time to.
   await new Promise((resolve) => setTimeout(resolve, 3_000))

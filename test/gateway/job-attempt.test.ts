@@ -17,7 +17,8 @@ describe('what an attempt means for its job', () => {
     const month = attemptEnd(failure('rate_limit_exceeded', 31 * 86_400), 1, 0)
     expect(month).toEqual({ type: 'again', after_ms: 60_000, holds: true })
     expect(attemptEnd(failure('rate_limit_exceeded', 7), 900, 0)).toMatchObject({ after_ms: 7_000 })
-    expect(attemptEnd(failure('rate_limit_exceeded', 7), 900, day_ms)).toMatchObject({ type: 'failed' })
+    expect(attemptEnd(failure('rate_limit_exceeded', 7), 900, 40 * day_ms)).toMatchObject({ type: 'again' })
+    expect(attemptEnd(failure('backend_unavailable'), 900, day_ms)).toMatchObject({ type: 'failed' })
   })
 
   it('waits for a backend that is away, and gives up soon on what breaks by itself', () => {

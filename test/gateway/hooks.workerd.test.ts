@@ -233,4 +233,62 @@ describe('a hook', () => {
     const { data } = await (await v1('/deliveries')).json<{ data: { id: string }[] }>()
     expect(data.map(({ id }) => id)).toContain(delivery_id)
   })
+
+  it('stands payloads that are deep, long or not what its texts name', async () => {
+    const { v1, hook } = await tenant()
+    const messages = [{ role: 'user', content: 'All: {{payload.all}} one: {{payload.a.b.9.c}}' }]
+    const { id } = await hook('stripe', { messages }, secrets['stripe'])
+    const call = async (text: string) =>
+      send(id, text, await sign['stripe']!(secrets['stripe']!, text, now()))
+    const deep = await call(`{"all":${'['.repeat(500_000)}${']'.repeat(500_000)}}`)
+    expect([deep.status, await deep.json()]).toMatchObject([
+      400,
+      { error: { code: 'context_length_exceeded' } },
+    ])
+    for (const text of [
+      '',
+      'null',
+      '[]',
+      '"text"',
+      '{"a":{"b":3}}',
+      JSON.stringify({ id: 'y'.repeat(3_000_000) }),
+    ])
+      expect((await call(text)).status).toBe(202)
+    const { data } = await (await v1('/jobs')).json<{ data: { metadata: { event_id: string } }[] }>()
+    expect(data).toHaveLength(6)
+    for (const { metadata } of data) expect(metadata.event_id.length).toBeLessThanOrEqual(255)
+  })
+
+  it('is gone at once when deleted, while what it had queued goes on', async () => {
+    const { v1, hook } = await tenant()
+    const { id } = await hook('token', {}, secrets['token'])
+    const headers = { 'x-webhook-token': secrets['token']! }
+    const queued = await job(await send(id, body, headers))
+    expect((await v1(`/hooks/${id}`, undefined, 'DELETE')).status).toBe(204)
+    expect((await send(id, body, headers)).status).toBe(404)
+    const { status } = await (await v1(`/jobs/${queued}`)).json<{ status: string }>()
+    expect(['queued', 'in_progress']).toContain(status)
+  })
+
+  it('shows its secrets when it is made and when they change, and nowhere else', async () => {
+    const { v1, hook } = await tenant()
+    const callback = { url: 'https://hooks.acme.io/' }
+    const { id, verify, signing_secret } = await hook('standard-webhooks', { callback })
+    await v1(`/hooks/${id}/test`, {})
+    const headers = await sign['standard-webhooks']!(verify.secret!, body, now())
+    const queued = await job(await send(id, body, headers))
+    await v1(`/jobs/${queued}/cancel`, {})
+    for (const path of [
+      '/hooks',
+      `/hooks/${id}`,
+      '/jobs',
+      `/jobs/${queued}`,
+      `/jobs/${queued}/deliveries`,
+      '/deliveries',
+    ]) {
+      const shown = await (await v1(path)).text()
+      expect(shown).toContain('"id"')
+      for (const secret of [verify.secret!, signing_secret]) expect(shown).not.toContain(secret)
+    }
+  })
 })

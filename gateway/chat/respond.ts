@@ -1,6 +1,6 @@
 /**
- * An answer as a response, JSON or SSE (its form: openai-answer.ts). The first delta is awaited before the 200 is committed, so a failure until
- * then has its status; after it a failure is a last SSE event named `error`.
+ * An answer as a response, JSON or SSE (its form: openai-answer.ts). The first delta is awaited before the 200 is
+ * committed, so a failure until then has its status; after it a failure is a last SSE event named `error`.
  *
  * workerd learns that a client has gone only by writing to it. A stream writes all the time; a JSON answer that takes
  * longer than `json_patience_ms` is therefore begun with white space, which JSON allows in front, one blank a beat.

@@ -9,7 +9,7 @@ import { holding, isHookId, readHook, signingOf, type HookRecord } from './hook.
 import { passes, readPayload, renderRequest, type Event } from './hook-request.ts'
 import { eventId, isGenuine } from './hook-verify.ts'
 import { isTerminal, jobView } from '../jobs/job.ts'
-import { accepted, jobsOf, newJobId, requestText } from '../jobs/job-routes.ts'
+import { accepted, jobsOf, newJobId, requestText, stored } from '../jobs/job-routes.ts'
 import { prepare } from '../chat/prompt.ts'
 
 const sync_wait_ms = 25_000
@@ -46,14 +46,17 @@ export const inbound = factory.createHandlers(knownAddress, limitedBody, async f
   await prepare(c.env, hook.caller, request)
   const jobs = jobsOf(c.env, hook.caller.tenantId)
   const made = accepted(
-    await jobs.create({
-      id: newJobId(),
-      caller: hook.caller,
-      request: requestText(request),
-      endpoints: hook.callback === null ? [] : [{ ...hook.callback, secrets: await signingOf(c.env, hook) }],
-      metadata: JSON.stringify(metadata(hook, event)),
-      dedupe: id === null ? null : `hook:${hook.id}:${id}`,
-    }),
+    await stored(
+      jobs.create({
+        id: newJobId(),
+        caller: hook.caller,
+        request: requestText(request),
+        endpoints:
+          hook.callback === null ? [] : [{ ...hook.callback, secrets: await signingOf(c.env, hook) }],
+        metadata: JSON.stringify(metadata(hook, event)),
+        dedupe: id === null ? null : `hook:${hook.id}:${id}`,
+      }),
+    ),
   )
   if (hook.mode === 'sync') {
     const job = await jobs.get(made.id, sync_wait_ms)

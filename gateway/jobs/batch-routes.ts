@@ -8,7 +8,7 @@ import { parse, parseJson } from '../../src/json-body.ts'
 import { standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
 import { batchesOf } from './file-routes.ts'
-import { accepted, endpointOf, found, WebhookFields } from './job-routes.ts'
+import { accepted, endpointOf, found, stored, WebhookFields } from './job-routes.ts'
 import { pageSize } from '../page-size.ts'
 
 type Batch = ReturnType<typeof batchView>
@@ -30,13 +30,15 @@ export const batches: Hono<AppEnv> = new Hono<AppEnv>()
     found(await own(c).file(input_file_id))
     const endpoint = await endpointOf(c, { webhook })
     const made = accepted(
-      await own(c).create({
-        id: `batch_${crypto.randomUUID().replaceAll('-', '')}`,
-        caller: JSON.stringify(c.var.caller),
-        input_file_id,
-        endpoints: JSON.stringify(endpoint === null ? [] : [endpoint]),
-        metadata: metadata ? JSON.stringify(metadata) : null,
-      }),
+      await stored(
+        own(c).create({
+          id: `batch_${crypto.randomUUID().replaceAll('-', '')}`,
+          caller: JSON.stringify(c.var.caller),
+          input_file_id,
+          endpoints: JSON.stringify(endpoint === null ? [] : [endpoint]),
+          metadata: metadata ? JSON.stringify(metadata) : null,
+        }),
+      ),
     )
     const signing_secret = endpoint === null ? {} : { signing_secret: endpoint.secrets[0] }
     return c.json({ ...(JSON.parse(made) as Batch), ...signing_secret })

@@ -110,19 +110,32 @@ async function accept(
     })
   const endpoint = await endpointOf(c, webhook)
   const { id, status, isSame } = accepted(
-    await own(c).create({
-      id: newJobId(),
-      caller,
-      request: text,
-      endpoints: endpoint === null ? [] : [endpoint],
-      metadata,
-      dedupe: idempotency(c),
-    }),
+    await stored(
+      own(c).create({
+        id: newJobId(),
+        caller,
+        request: text,
+        endpoints: endpoint === null ? [] : [endpoint],
+        metadata,
+        dedupe: idempotency(c),
+      }),
+    ),
   )
   if (!isSame)
     throw new ApiError('idempotency_conflict', 'This Idempotency-Key was sent before with another request.')
   const signing_secret = endpoint === null ? {} : { signing_secret: endpoint.secrets[0] }
   return c.json({ id, object: 'job', status, ...signing_secret }, 202)
+}
+
+/** The tenant's own object could not be asked, or not write: nothing was accepted. */
+export async function stored<T>(work: Promise<T>): Promise<T> {
+  try {
+    return await work
+  } catch (cause) {
+    console.error('a job could not be stored', cause)
+    const message = 'This could not be stored and was not accepted. Try again.'
+    throw new ApiError('storage_unavailable', message, { retryAfterS: 1, cause })
+  }
 }
 
 export function accepted<T>(made: T | null): T {
@@ -154,10 +167,11 @@ export async function endpointOf(
   if (!webhook) return null
   checkCallbackUrl(webhook.url, c.env.ENVIRONMENT, 'webhook.url')
   const jobs = own(c)
-  const secrets = webhook.secret === undefined ? await jobs.signingSecrets() : [webhook.secret]
+  const secrets = webhook.secret === undefined ? await stored(jobs.signingSecrets()) : [webhook.secret]
   return {
     url: webhook.url,
-    secrets: webhook.ed25519 === true ? [...secrets, (await jobs.signingPair()).private_key] : secrets,
+    secrets:
+      webhook.ed25519 === true ? [...secrets, (await stored(jobs.signingPair())).private_key] : secrets,
     events: chosenEvents(filter ?? null, 'webhook_events_filter'),
   }
 }

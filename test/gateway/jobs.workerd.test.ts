@@ -84,3 +84,14 @@ it('a suspended tenant has its waiting jobs failed by name, not run and not lost
   const row = await env.JOBS.getByName(id).get(json.id, 10_000)
   expect([row?.status, row?.error]).toEqual(['failed', expect.stringContaining('tenant_suspended')])
 })
+
+it('a job that cannot be stored is a 503 and was not accepted', async () => {
+  const { v1 } = await tenant()
+  const { JOBS } = env
+  const full = () => Promise.reject(new Error('database or disk is full: SQLITE_FULL'))
+  Object.assign(env, { JOBS: { getByName: () => ({ create: full }) } })
+  const { status, json } = await v1('/jobs', job())
+  Object.assign(env, { JOBS })
+  expect([status, json.error?.code]).toEqual([503, 'storage_unavailable'])
+  expect((await v1('/jobs')).json.data).toEqual([])
+})

@@ -8,7 +8,6 @@ import { createRequire } from 'node:module'
 import { arch, platform } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { median } from './_engine-load.ts'
 import { toGguf, type GgufFormat } from './_gguf.ts'
 
 const folder = join(import.meta.dirname, '../../.qwen-edge/peers/llama.cpp')
@@ -46,13 +45,14 @@ async function fetched(): Promise<Package> {
   return (await import(pathToFileURL(path).href)) as Package
 }
 
-export interface Speeds {
+export interface Peer {
   /** Tokens per second, one sequence. */
-  decode: number
+  decode(): Promise<number>
   /** Tokens per second of a prompt of 512. */
-  prefill: number
+  prefill(): Promise<number>
   /** Seconds to the first token of a prompt that is cached but for its last token. */
-  warmTtft: number
+  warmTtft(): Promise<number>
+  close(): Promise<void>
 }
 
 /** @param prompt tokens of the warm prompt */
@@ -61,40 +61,41 @@ export async function llamaCpp(
   format: GgufFormat,
   threads: number,
   prompt: number,
-  runs: number,
-): Promise<Speeds> {
+): Promise<Peer> {
   const { getLlama } = await fetched()
   const llama = await getLlama({ gpu: false, build: 'never', maxThreads: threads, logLevel: 'error' })
   const model = await llama.loadModel({ modelPath: await toGguf(modelDir, format) })
-  const context = await model.createContext({
-    contextSize: Math.max(prompt, 512) + 64,
-    batchSize: 512,
-    threads,
-  })
+  const contextOf = (length: number): Promise<Context> =>
+    model.createContext({ contextSize: length + 64, batchSize: 512, threads })
+  const context = await contextOf(512)
   const sequence = context.getSequence()
+  const warmContext = await contextOf(prompt)
+  const warm = warmContext.getSequence()
   const tokens = (length: number): number[] => Array.from({ length }, (_, i) => (i * 7919 + 13) % 2000)
-
-  const decode: number[] = []
-  const prefill: number[] = []
-  const warm: number[] = []
-  for (let run = 0; run < runs; run++) {
-    await sequence.clearHistory()
-    decode.push(await decodeRate(sequence, tokens(16), 16))
-    await sequence.clearHistory()
-    const start = performance.now()
-    await sequence.evaluateWithoutGeneratingNewTokens(tokens(512))
-    prefill.push(512 / ((performance.now() - start) / 1000))
+  let warmed = 0
+  return {
+    async decode() {
+      await sequence.clearHistory()
+      return decodeRate(sequence, tokens(16), 16)
+    },
+    async prefill() {
+      await sequence.clearHistory()
+      const start = performance.now()
+      await sequence.evaluateWithoutGeneratingNewTokens(tokens(512))
+      return 512 / ((performance.now() - start) / 1000)
+    },
+    async warmTtft() {
+      if (warmed === 0) await warm.evaluateWithoutGeneratingNewTokens(tokens(prompt - 1))
+      const start = performance.now()
+      for await (const _ of warm.evaluate([++warmed], { temperature: 0 })) break
+      return (performance.now() - start) / 1000
+    },
+    async close() {
+      await context.dispose()
+      await warmContext.dispose()
+      await model.dispose()
+    },
   }
-  await sequence.clearHistory()
-  await sequence.evaluateWithoutGeneratingNewTokens(tokens(prompt - 1))
-  for (let run = 0; run < runs; run++) {
-    const start = performance.now()
-    for await (const _ of sequence.evaluate([run + 1], { temperature: 0 })) break
-    warm.push((performance.now() - start) / 1000)
-  }
-  await context.dispose()
-  await model.dispose()
-  return { decode: median(decode), prefill: median(prefill), warmTtft: median(warm) }
 }
 
 async function decodeRate(sequence: Sequence, prompt: number[], count: number): Promise<number> {

@@ -19,6 +19,8 @@ export interface BenchResult {
 export interface BenchOptions {
   peer?: string
   quick: boolean
+  /** These parts alone, where the suite has some. */
+  only?: string[]
   /** Tells on stderr what is being done. */
   say: (what: string) => void
 }
@@ -86,26 +88,33 @@ const program = new Command('bench')
   .option('--json <file>', 'write {suite, commit, machine, results} to this file')
   .option('--peer <name>', 'also measure this peer in the same run, where the suite has one')
   .option('--limit <minutes>', 'end it by force after this long', Number, 20)
+  .option('--only <parts>', 'only these parts of the suite, separated by commas')
   .option('--quick', 'fewer and shorter runs: a look, not a figure to publish', false)
-  .action(async (suite: string, options: { json?: string; peer?: string; quick: boolean; limit: number }) => {
-    if (!existsSync(`${here}/${suite}.ts`) || !suites.includes(suite)) {
-      program.error(`no suite '${suite}'; there are: ${suites.join(', ')}`)
-    }
-    // Before minutes of measuring, not after them.
-    if (options.json) writeFileSync(options.json, '', { flag: 'a' })
-    setTimeout(() => {
-      process.stderr.write(`not done after ${options.limit} minutes\n`)
-      process.exit(1)
-    }, options.limit * 60_000).unref()
-    const module = (await import(`./${suite}.ts`)) as Suite
-    const results = await module.run({
-      quick: options.quick,
-      say: (what) => process.stderr.write(`... ${what}\n`),
-      ...(options.peer ? { peer: options.peer } : {}),
-    })
-    process.stdout.write(`${table(results)}\n`)
-    const report = { suite, commit: commit(), machine: machine(), results }
-    if (options.json) writeFileSync(options.json, JSON.stringify(report, null, 2) + '\n')
-  })
+  .action(
+    async (
+      suite: string,
+      options: { json?: string; peer?: string; quick: boolean; limit: number; only?: string },
+    ) => {
+      if (!existsSync(`${here}/${suite}.ts`) || !suites.includes(suite)) {
+        program.error(`no suite '${suite}'; there are: ${suites.join(', ')}`)
+      }
+      // Before minutes of measuring, not after them.
+      if (options.json) writeFileSync(options.json, '', { flag: 'a' })
+      setTimeout(() => {
+        process.stderr.write(`not done after ${options.limit} minutes\n`)
+        process.exit(1)
+      }, options.limit * 60_000).unref()
+      const module = (await import(`./${suite}.ts`)) as Suite
+      const results = await module.run({
+        quick: options.quick,
+        say: (what) => process.stderr.write(`... ${what}\n`),
+        ...(options.peer ? { peer: options.peer } : {}),
+        ...(options.only ? { only: options.only.split(',') } : {}),
+      })
+      process.stdout.write(`${table(results)}\n`)
+      const report = { suite, commit: commit(), machine: machine(), results }
+      if (options.json) writeFileSync(options.json, JSON.stringify(report, null, 2) + '\n')
+    },
+  )
 
 await program.parseAsync()

@@ -109,6 +109,11 @@ TensorView Checkpoint::tensor(const std::string& name, const std::vector<std::si
   return view;
 }
 
+void Checkpoint::forget(const std::string& name) const {
+  if (const auto found = entries_.find(name); found != entries_.end())
+    files_[found->second.file].forget(found->second.begin, found->second.end);
+}
+
 bool all_finite(const std::byte* data, DType dtype, std::size_t count) {
   // A number is not finite when its exponent is all ones; counted without branches so that the loop vectorises.
   const auto scan = [data, count]<class Word>(Word exponent) {

@@ -34,6 +34,8 @@ class Checkpoint {
   [[nodiscard]] TensorView tensor(const std::string& name, const std::vector<std::size_t>& shape) const;
   /** Packed 32-bit words (dtype I32) of exactly that shape, copied out. */
   [[nodiscard]] std::vector<std::uint32_t> words(const std::string& name, const std::vector<std::size_t>& shape) const;
+  /** Gives back the memory of a tensor that was copied: its pages are read again when somebody touches them. */
+  void forget(const std::string& name) const;
   [[nodiscard]] bool has(const std::string& name) const { return entries_.contains(name); }
   [[nodiscard]] std::size_t bytes() const { return bytes_; }
 

@@ -21,6 +21,9 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
+  /** Drops the pages that lie wholly in [begin, end) from memory; they come back when they are read. */
+  void forget(std::size_t begin, std::size_t end) const;
+
   [[nodiscard]] const std::byte* data() const { return data_; }
   [[nodiscard]] std::size_t size() const { return size_; }
   [[nodiscard]] const std::string& path() const { return path_; }

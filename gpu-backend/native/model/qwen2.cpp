@@ -22,15 +22,15 @@ class Qwen2::Loader {
     return ops_.upload_matrix(checkpoint_.tensor(name, {out, in}));
   }
   [[nodiscard]] Weight head(const std::string& name) const {
-    const TensorView tensor = checkpoint_.tensor(name, {config_.vocab, config_.hidden});
-    return config_.weights == WeightFormat::int8 ? ops_.upload_int8(tensor) : ops_.upload_matrix(tensor);
+    return plain_or_rounded(name, config_.vocab, config_.hidden);
   }
   /** `at` ends in a dot: the layer's name without ".weight". */
   [[nodiscard]] Weight matrix(const std::string& at, std::size_t out, std::size_t in) const {
-    if (config_.weights == WeightFormat::gptq || config_.weights == WeightFormat::awq)
-      return ops_.upload_int4(read_int4(checkpoint_, at, config_.weights, out, in, config_.quant_group));
-    const TensorView tensor = checkpoint_.tensor(at + "weight", {out, in});
-    return config_.weights == WeightFormat::int8 ? ops_.upload_int8(tensor) : ops_.upload_matrix(tensor);
+    if (config_.weights != WeightFormat::gptq && config_.weights != WeightFormat::awq)
+      return plain_or_rounded(at + "weight", out, in);
+    const Weight packed = ops_.upload_int4(read_int4(checkpoint_, at, config_.weights, out, in, config_.quant_group));
+    for (const char* part : {"qweight", "qzeros", "scales"}) checkpoint_.forget(at + part);
+    return packed;
   }
   /** AutoGPTQ writes a bias beside every matrix; Q, K and V have one in every checkpoint. */
   [[nodiscard]] Projected projected(const std::string& at, std::size_t out, std::size_t in, bool bias = false) const {
@@ -57,6 +57,14 @@ class Qwen2::Loader {
   }
 
  private:
+  [[nodiscard]] Weight plain_or_rounded(const std::string& name, std::size_t out, std::size_t in) const {
+    const TensorView tensor = checkpoint_.tensor(name, {out, in});
+    if (config_.weights != WeightFormat::int8) return ops_.upload_matrix(tensor);
+    const Weight rounded = ops_.upload_int8(tensor);
+    if (rounded.packing == Packing::int8) checkpoint_.forget(name);
+    return rounded;
+  }
+
   const ModelConfig& config_;
   const Checkpoint& checkpoint_;
   Ops& ops_;

@@ -127,4 +127,14 @@ TEST("config: what makes no sense is named") {
   CHECK(refused([](ModelConfig& c) { c.rope_theta = NAN; }).find("rope_theta") != std::string::npos);
 }
 
+TEST("checkpoint: a tensor whose memory was given back reads the same again") {
+  const TinyModel model;
+  const auto checkpoint = model.open();
+  const TensorView tensor = checkpoint->tensor("model.embed_tokens.weight", {model.config.vocab, model.config.hidden});
+  const std::vector<std::byte> before(tensor.data, tensor.data + tensor.bytes());
+  for (const TableEntry& entry : model.table) checkpoint->forget(entry.name);
+  checkpoint->forget("no such tensor");
+  CHECK(std::memcmp(before.data(), tensor.data, before.size()) == 0);
+}
+
 }  // namespace

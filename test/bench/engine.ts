@@ -18,7 +18,7 @@ interface Run {
   quick: boolean
   modelDir: string
   /** Guessing ahead would flatter every figure of decode: what it gives is measured by itself. */
-  open(options?: Partial<EngineOptions>): Promise<Engine>
+  open: (options?: Partial<EngineOptions>) => Promise<Engine>
 }
 
 const parts: Record<string, (run: Run) => Promise<BenchResult[]>> = {

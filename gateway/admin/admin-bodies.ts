@@ -1,6 +1,5 @@
 /** What the operator may send, and how it is read. */
 import * as z from 'zod/mini'
-import { ApiError } from '../../src/errors.ts'
 import { parse, parseJson } from '../../src/json-body.ts'
 
 export const scopes = ['generate', 'jobs', 'hooks', 'templates', 'read'] as const
@@ -57,8 +56,3 @@ export const given = <T extends object>(value: T): { [K in keyof T]: Exclude<T[K
   Object.fromEntries(Object.entries(value).filter(([, v]) => v !== undefined)) as {
     [K in keyof T]: Exclude<T[K], undefined>
   }
-
-export function found<T>(value: T | null): T {
-  if (value === null) throw new ApiError('not_found', 'There is nothing under this id.')
-  return value
-}

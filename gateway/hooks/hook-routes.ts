@@ -24,7 +24,8 @@ import {
   type Verification,
 } from './hook.ts'
 import { renderRequest } from './hook-request.ts'
-import { chosenEvents, found, jobsOf } from '../jobs/job-routes.ts'
+import { chosenEvents, jobsOf } from '../jobs/job-routes.ts'
+import { found } from '../found.ts'
 import { pageSize } from '../page-size.ts'
 import { model } from '../model.ts'
 

@@ -8,7 +8,8 @@ import { parse, parseJson } from '../../src/json-body.ts'
 import { standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
 import { batchesOf } from './file-routes.ts'
-import { accepted, endpointOf, found, stored, WebhookFields } from './job-routes.ts'
+import { accepted, endpointOf, stored, WebhookFields } from './job-routes.ts'
+import { found } from '../found.ts'
 import { pageSize } from '../page-size.ts'
 
 type Batch = ReturnType<typeof batchView>

@@ -5,7 +5,7 @@ import type { AppEnv } from '../app-env.ts'
 import { auth, scope } from '../keys/auth.ts'
 import { standing } from '../limits/count.ts'
 import { fileKey, newFileId, writeFile, type StoredFile } from './file-store.ts'
-import { found } from './job-routes.ts'
+import { found } from '../found.ts'
 import { pageSize } from '../page-size.ts'
 import { partText, readMultipart } from './multipart.ts'
 

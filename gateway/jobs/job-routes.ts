@@ -8,6 +8,7 @@ import { checkCallbackUrl } from './callback-url.ts'
 import { parse, parseJson } from '../../src/json-body.ts'
 import { requireStanding, standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
+import { found } from '../found.ts'
 import { pageSize } from '../page-size.ts'
 import { events, isTerminal, jobView, type Endpoint, type JobEvent } from './job.ts'
 import { prepare } from '../chat/prompt.ts'
@@ -199,8 +200,3 @@ function idempotency(c: Context<AppEnv>): string | null {
 
 /** Unix seconds, to the millisecond. */
 export const seconds = (ms: number | null) => (ms === null ? null : ms / 1000)
-
-export function found<T>(value: T | null): T {
-  if (value === null) throw new ApiError('not_found', 'There is nothing under this id.')
-  return value
-}

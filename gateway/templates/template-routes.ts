@@ -6,6 +6,7 @@ import { Hono, type Context } from 'hono'
 import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
 import type { AppEnv } from '../app-env.ts'
+import { found } from '../found.ts'
 import { pageSize } from '../page-size.ts'
 import { auth, scope } from '../keys/auth.ts'
 import { parse, parseJson } from '../../src/json-body.ts'
@@ -127,11 +128,6 @@ export const templates: Hono<AppEnv> = new Hono<AppEnv>()
 const operators = (c: Context<AppEnv>) => templatesOf(c.env, '', published_prefix)
 
 export const operatorTemplates = routes(published_prefix, operators, operators)
-
-function found<T>(value: T | null): T {
-  if (value === null) throw new ApiError('not_found', 'There is no such template or version here.')
-  return value
-}
 
 const bodyOf = (version: { body: string } | null) => JSON.parse(found(version).body) as TemplateBody
 

@@ -42,9 +42,22 @@ export async function useTemplate(
   const { messages, literal } = renderTemplate(body, variables ?? {})
   const { template: _, ...rest } = json
   return {
-    json: { ...body.defaults, ...rest, messages: [...messages, ...(parsed.messages ?? [])] },
+    json: {
+      ...defaultsBeside(body.defaults, rest),
+      ...rest,
+      messages: [...messages, ...(parsed.messages ?? [])],
+    },
     used: { id, version: found.version, shared: id.startsWith(published_prefix) ? literal : null },
   }
+}
+
+/** What the request says under another name holds, too. */
+function defaultsBeside(defaults: Record<string, unknown>, asked: Record<string, unknown>) {
+  const overruled = new Set<string>()
+  if (asked['max_tokens'] !== undefined) overruled.add('max_completion_tokens')
+  if (asked['max_completion_tokens'] !== undefined) overruled.add('max_tokens')
+  if (asked['logprobs'] === false) overruled.add('top_logprobs')
+  return Object.fromEntries(Object.entries(defaults).filter(([field]) => !overruled.has(field)))
 }
 
 async function read(env: Env, tenantId: string, id: string, version: number | undefined) {

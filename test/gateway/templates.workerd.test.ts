@@ -94,6 +94,18 @@ describe('a template', () => {
     expect(prompt.stop).toEqual(['.'])
   })
 
+  it('has defaults that give way to the request, by whichever name that says it', async () => {
+    const { make, render } = await tenant()
+    const id = await make({
+      ...translate,
+      defaults: { max_completion_tokens: 7, logprobs: true, top_logprobs: 3 },
+    })
+    const use = { id, variables: { language: 'French', text: 'Hi' } }
+    expect((await render(use)).prompt.sampling).toMatchObject({ max_tokens: 7, logprobs: 3 })
+    const asked = await render(use, { max_tokens: 9, logprobs: false })
+    expect(asked.prompt.sampling).toMatchObject({ max_tokens: 9, logprobs: null })
+  })
+
   it('never lets a value end a turn, take a role or name another variable', async () => {
     const { make, render } = await tenant()
     const id = await make(translate)

@@ -124,7 +124,11 @@ it('runs the higher priority first', async () => {
     generate(small, [...prompt, priority], { priority, sampling: { max_tokens: 10 } }).then(() =>
       order.push(priority),
     )
-  await Promise.all([ask(0), ask(1), ask(5), ask(3)])
+  // While this one runs, the others are there to choose from.
+  const first = submit(small, prompt, { priority: 9, sampling: { max_tokens: 1000 } })
+  const others = Promise.all([ask(0), ask(1), ask(5), ask(3)])
+  small.cancel(first.handle)
+  await others
   expect(order).toEqual([5, 3, 1, 0])
   await small.close()
 })

@@ -8,6 +8,7 @@ interface __BaseEnv_Env {
 	BACKEND_URL: string;
 	CORS_ORIGINS: string;
 	RESULT_TTL_SECONDS: string;
+	FIRST_TOKEN_SECONDS: string;
 	DEV_KEY: string;
 	DEV_REQUESTS_PER_MINUTE: string;
 	QWEN_EDGE_TIME_SCALE: string;
@@ -39,6 +40,7 @@ declare namespace Cloudflare {
 		BACKEND_URL: string;
 		CORS_ORIGINS: string;
 		RESULT_TTL_SECONDS: string;
+		FIRST_TOKEN_SECONDS: string;
 		DEV_KEY: string;
 		DEV_REQUESTS_PER_MINUTE: string;
 		QWEN_EDGE_TIME_SCALE: string;
@@ -64,7 +66,7 @@ type StringifyValues<EnvType extends Record<string, unknown>> = {
 	[Binding in keyof EnvType]: EnvType[Binding] extends string ? EnvType[Binding] : string;
 };
 declare namespace NodeJS {
-	interface ProcessEnv extends StringifyValues<Pick<Cloudflare.Env, "ENVIRONMENT" | "BACKEND_URL" | "CORS_ORIGINS" | "RESULT_TTL_SECONDS" | "DEV_KEY" | "DEV_REQUESTS_PER_MINUTE" | "QWEN_EDGE_TIME_SCALE" | "EGRESS_PROXY" | "QUEUED_JOBS_MAX" | "PRICES" | "KEY_PEPPER" | "BACKEND_SECRET" | "ADMIN_TOKEN">> {}
+	interface ProcessEnv extends StringifyValues<Pick<Cloudflare.Env, "ENVIRONMENT" | "BACKEND_URL" | "CORS_ORIGINS" | "RESULT_TTL_SECONDS" | "FIRST_TOKEN_SECONDS" | "DEV_KEY" | "DEV_REQUESTS_PER_MINUTE" | "QWEN_EDGE_TIME_SCALE" | "EGRESS_PROXY" | "QUEUED_JOBS_MAX" | "PRICES" | "KEY_PEPPER" | "BACKEND_SECRET" | "ADMIN_TOKEN">> {}
 }
 declare module "*.bin" {
 	const value: ArrayBuffer;

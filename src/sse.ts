@@ -87,7 +87,7 @@ function lineEnd(text: string, from: number): { at: number; next: number } | nul
   return lf < 0 ? null : { at: lf, next: lf + 1 }
 }
 
-/** Reads a response body as events; cancels the body when the consumer stops early. */
+/** Reads a response body as events, an item a read (none: a comment); cancels the body when the consumer stops early. */
 export async function* readSse(body: ReadableStream<Uint8Array>): AsyncGenerator<SseEvent[]> {
   const parser = new SseParser()
   const reader = body.getReader()
@@ -99,8 +99,7 @@ export async function* readSse(body: ReadableStream<Uint8Array>): AsyncGenerator
         ended = true
         return
       }
-      const events = parser.push(value)
-      if (events.length > 0) yield events
+      yield parser.push(value)
     }
   } finally {
     if (!ended) await reader.cancel().catch(() => undefined)

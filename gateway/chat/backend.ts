@@ -17,8 +17,8 @@ import {
 import { readSse } from '../../src/sse.ts'
 
 const retry_after_s = 1
-/** Longest wait for a first token: a full queue and a long prefill before it. */
-const first_event_ms = 120_000
+/** Three of the backend's heartbeats: whoever is silent longer has vanished or hangs. */
+const silence_ms_max = 30_000
 const probe_ms = 2_000
 
 /** Runs one generation; each item is what one read of the stream held. Ends after each answer's finish event. */
@@ -27,17 +27,24 @@ export async function* generate(
   request: GenerateRequest,
   signal: AbortSignal,
 ): AsyncGenerator<GenerateEvent[]> {
+  const silent = new AbortController()
   const response = await call(
     env,
     '/v1/generate',
     { method: 'POST', body: JSON.stringify(request) },
-    signal,
-    first_event_ms,
+    AbortSignal.any([signal, silent.signal]),
+    firstTokenMs(env),
   )
   if (response.body === null) throw unavailable('answered without a body')
   let open = request.sampling.n ?? 1
+  let heard_ms = Date.now()
+  const watch = setInterval(() => {
+    if (Date.now() - heard_ms > silence_ms_max) silent.abort()
+  }, silence_ms_max / 6)
   try {
     for await (const events of readSse(response.body)) {
+      heard_ms = Date.now()
+      if (events.length === 0) continue
       const batch: GenerateEvent[] = []
       for (const { event, data } of events) {
         if (event === 'error') throw fromWire(data, 500)
@@ -48,10 +55,16 @@ export async function* generate(
       if (open === 0) return
     }
   } catch (cause) {
+    if (silent.signal.aborted) throw unavailable('fell silent', cause)
     throw asApiError(cause, signal)
+  } finally {
+    clearInterval(watch)
   }
   throw unavailable('ended its answer early')
 }
+
+/** Longest wait for a first token: a full queue and a long prefill before it. */
+const firstTokenMs = (env: Env) => Number(env.FIRST_TOKEN_SECONDS) * 1000
 
 /**
  * Stops a generation and says what it has used; null when the backend knows nothing of it.
@@ -80,7 +93,7 @@ export async function warmPrefix(
   signal: AbortSignal,
 ): Promise<PrefixResponse> {
   const body = JSON.stringify(request)
-  return (await call(env, '/v1/prefixes', { method: 'POST', body }, signal, first_event_ms)).json()
+  return (await call(env, '/v1/prefixes', { method: 'POST', body }, signal, firstTokenMs(env))).json()
 }
 
 /** Whether generations would be served, and by the model whose tokens this gateway speaks. */

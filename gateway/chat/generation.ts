@@ -26,6 +26,8 @@ export interface Generation {
   deltas: Deltas
   /** For the answer of whoever started it. */
   headers: Record<string, string>
+  /** Its starter's limits hold less than was asked for. */
+  capped: boolean
 }
 
 /**
@@ -35,7 +37,11 @@ export interface Generation {
 export async function startGeneration(asked: Prompt, context: GenerationContext): Promise<Generation> {
   const { prompt, headers, settle } = await admit(asked, context)
   const answers = new Answers(asked, context.emitted ?? [])
-  return { deltas: generate(prompt, answers, context, (usage) => context.defer(usage.then(settle))), headers }
+  return {
+    deltas: generate(prompt, answers, context, (usage) => context.defer(usage.then(settle))),
+    headers,
+    capped: prompt.sampling.max_tokens < asked.sampling.max_tokens,
+  }
 }
 
 /** @param settle called once, as soon as it is known how what was used will be known. */

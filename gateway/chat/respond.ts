@@ -2,9 +2,11 @@
  * An answer as a response, JSON or SSE (its form: openai-answer.ts). The first delta is awaited before the 200 is
  * committed, so a failure until then has its status; after it a failure is a last SSE event named `error`.
  *
- * workerd learns that a client has gone only by writing to it. A stream writes all the time; a JSON answer that takes
- * longer than `json_patience_ms` is therefore begun with white space, which JSON allows in front, one blank a beat.
- * What fails after that can no longer have a status: the connection breaks, which clients retry.
+ * workerd learns that a client has gone only by writing to it. So nobody waits long in silence: a stream whose first
+ * token takes longer than `stream_patience_ms` begins with comments, a JSON answer that takes longer than
+ * `json_patience_ms` after its first token, or whose first takes longer than `json_first_ms`, begins with white space,
+ * which JSON allows in front. What fails after that can no longer have a status: a stream gets its `error` event, a
+ * JSON answer's connection breaks, which clients retry.
  */
 import type { Context } from 'hono'
 import { ApiError } from '../../src/errors.ts'
@@ -15,8 +17,11 @@ import { isFinishDelta, type Delta, type Deltas } from './answers.ts'
 import { ChunkWriter, completion } from './openai-answer.ts'
 
 const heartbeat_ms = 10_000
+const stream_patience_ms = 1_000
+const json_first_ms = 5_000
 const json_patience_ms = 1_000
-const json_beat_ms = 500
+/** While a client waits for a first token, or for JSON. */
+const beat_ms = 500
 /** A write costs more than all that leads to it: what comes this soon after one goes into the next. */
 const write_gap_ms = 2
 
@@ -30,13 +35,15 @@ export async function respond(
   const { cache } = c.var as Partial<typeof c.var>
   if (cache !== undefined) c.header('cache-status', cache.status)
   c.header('x-generation-id', form.generationId)
-  const first = await deltas.next()
+  const first = deltas.next()
   if (!form.stream) {
-    const answer = completion(form, first, deltas)
+    await within(first, json_first_ms)
+    const answer = first.then((item) => completion(form, item, deltas))
     const soon = c.var.unattended === true ? await answer : await within(answer, json_patience_ms)
     if (soon !== 'silent') return c.json(soon)
     return c.body(patientJson(answer, abort), 200, { 'content-type': 'application/json' })
   }
+  await within(first, stream_patience_ms)
   c.header('content-type', 'text/event-stream; charset=utf-8')
   c.header('cache-control', 'no-cache, no-transform')
   c.header('x-accel-buffering', 'no')
@@ -48,7 +55,7 @@ function patientJson(answer: Promise<unknown>, abort: () => void): ReadableStrea
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
-        const done = await within(answer, json_beat_ms)
+        const done = await within(answer, beat_ms)
         controller.enqueue(encoder.encode(done === 'silent' ? ' ' : JSON.stringify(done)))
         if (done !== 'silent') controller.close()
       },
@@ -60,12 +67,12 @@ function patientJson(answer: Promise<unknown>, abort: () => void): ReadableStrea
 
 function eventStream(
   writer: ChunkWriter,
-  first: IteratorResult<Delta[]>,
+  first: Promise<IteratorResult<Delta[]>>,
   deltas: Deltas,
   abort: () => void,
 ): ReadableStream<Uint8Array> {
   const encoder = new TextEncoder()
-  let next: Promise<IteratorResult<Delta[]>> | null = Promise.resolve(first)
+  let next: Promise<IteratorResult<Delta[]>> | null = first
 
   /** Resolves when the next piece may be written. */
   let gap: Promise<unknown> = Promise.resolve()
@@ -76,7 +83,9 @@ function eventStream(
     try {
       for (;;) {
         next ??= deltas.next()
-        const item = await (text === '' ? within(next, heartbeat_ms) : Promise.race([next, gap.then(due)]))
+        const item = await (text === ''
+          ? within(next, next === first ? beat_ms : heartbeat_ms)
+          : Promise.race([next, gap.then(due)]))
         if (item === 'due') break
         if (item === 'silent') return { text: sse_ping, last: false }
         if (item.done === true) throw new ApiError('internal_error', 'The answer ended without a finish.')

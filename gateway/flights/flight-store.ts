@@ -21,8 +21,6 @@ export interface StoredFlight {
   request: FlightRequest
   done: boolean
   lines: string[]
-  /** How often it was taken up again. */
-  attempts: number
 }
 
 /** A row holds 2 MB; a line with 20 log-probabilities some 2 kB. */
@@ -35,7 +33,7 @@ export class FlightStore {
     this.#sql = sql
     sql.exec(`
       CREATE TABLE IF NOT EXISTS flights (
-        id TEXT PRIMARY KEY, request TEXT NOT NULL, done INTEGER NOT NULL, attempts INTEGER NOT NULL, expires INTEGER NOT NULL
+        id TEXT PRIMARY KEY, request TEXT NOT NULL, done INTEGER NOT NULL, expires INTEGER NOT NULL
       ) WITHOUT ROWID;
       CREATE TABLE IF NOT EXISTS tickets (
         id TEXT PRIMARY KEY, flight TEXT NOT NULL, record TEXT NOT NULL, expires INTEGER NOT NULL
@@ -51,7 +49,7 @@ export class FlightStore {
 
   begin(flight: string, request: FlightRequest, expires: number): void {
     this.#sql.exec(
-      'INSERT OR REPLACE INTO flights VALUES (?, ?, 0, 0, ?)',
+      'INSERT OR REPLACE INTO flights (id, request, done, expires) VALUES (?, ?, 0, ?)',
       flight,
       JSON.stringify(request),
       expires,
@@ -80,10 +78,6 @@ export class FlightStore {
     this.#sql.exec('UPDATE flights SET done = 1 WHERE id = ?', flight)
   }
 
-  resumed(flight: string): void {
-    this.#sql.exec('UPDATE flights SET attempts = attempts + 1 WHERE id = ?', flight)
-  }
-
   forget(flight: string): void {
     for (const [table, column] of [
       ['flights', 'id'],
@@ -94,10 +88,22 @@ export class FlightStore {
     }
   }
 
+  /** The tickets of a flight. */
+  tickets(flight: string): string[] {
+    const rows = this.#sql.exec<{ id: string }>('SELECT id FROM tickets WHERE flight = ?', flight)
+    return rows.toArray().map(({ id }) => id)
+  }
+
+  /** Nobody will come back with this ticket; without another its flight is forgotten. */
+  dropTicket(id: string, flight: string): void {
+    this.#sql.exec('DELETE FROM tickets WHERE id = ?', id)
+    if (this.tickets(flight).length === 0) this.forget(flight)
+  }
+
   find(ticket: string): { flight: StoredFlight; record: TicketRecord } | null {
     const [row] = this.#sql
-      .exec<{ flight: string; record: string; request: string; done: number; attempts: number }>(
-        `SELECT tickets.flight, tickets.record, flights.request, flights.done, flights.attempts
+      .exec<{ flight: string; record: string; request: string; done: number }>(
+        `SELECT tickets.flight, tickets.record, flights.request, flights.done
          FROM tickets JOIN flights ON flights.id = tickets.flight WHERE tickets.id = ?`,
         ticket,
       )
@@ -107,11 +113,10 @@ export class FlightStore {
       .exec<{ text: string }>('SELECT text FROM lines WHERE flight = ? ORDER BY at', row.flight)
       .toArray()
       .flatMap(({ text }) => text.split('\n'))
-    const { flight: id, done, attempts } = row
+    const { flight: id, done } = row
     const flight = {
       id,
       done: done === 1,
-      attempts,
       lines,
       request: JSON.parse(row.request) as FlightRequest,
     }

@@ -106,11 +106,11 @@ export class Flight {
     return ticket
   }
 
-  /** Takes one ticket out; stops the generation when nobody else reads it. */
+  /** Takes one ticket out; the generation stops when no other reads it, or may come back to it. */
   cancel(ticket: Ticket): void {
     ticket.cancelled = true
     this.#wake()
-    if (![...this.tickets.values()].some(({ cancelled, readers }) => !cancelled && readers > 0)) this.stop()
+    this.#unread()
   }
 
   stop(): void {
@@ -161,6 +161,11 @@ export class Flight {
       this.tickets.delete(ticket.id)
       this.#onGone(ticket.id)
     }
+    this.#unread()
+  }
+
+  /** Where nobody reads any more: stops, at once or when nobody has come back in time. */
+  #unread(): void {
     if (this.#state !== 'running') return
     const tickets = [...this.tickets.values()].filter(({ cancelled }) => !cancelled)
     if (tickets.some(({ readers }) => readers > 0)) return

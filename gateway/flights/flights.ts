@@ -13,7 +13,7 @@ import { wireId } from './flight-names.ts'
 import { Flight } from './flight.ts'
 import { FlightStore, type StoredFlight, type TicketRecord } from './flight-store.ts'
 import { isFinishDelta, type Delta } from '../chat/answers.ts'
-import { startGeneration } from '../chat/generation.ts'
+import { startGeneration, type Generation } from '../chat/generation.ts'
 import type { Prompt } from '../chat/prompt.ts'
 import { Recorder, storeFar } from '../cache/result-store.ts'
 
@@ -31,9 +31,15 @@ interface Live {
   written: number
   /** More than its starter wanted it, or may want it elsewhere: its answer goes to KV. */
   wanted: boolean
-  /** Resolves with the headers of whoever started it, once the limits let it pass or it failed. */
-  admitted: Promise<Record<string, string>>
+  /** Under which the backend knows this attempt: one that an earlier object began may still be under way there. */
+  wire: string
+  /** Resolves once its starter's limits let it pass, or it failed. */
+  admitted: Promise<Admitted>
 }
+
+type Admitted = Pick<Generation, 'headers' | 'capped'>
+const hasFailed = ({ flight }: Live): boolean => flight.state === 'failed'
+const free: Admitted = { headers: {}, capped: false }
 
 export class Flights extends DurableObject<Env> {
   readonly #store: FlightStore
@@ -59,19 +65,29 @@ export class Flights extends DurableObject<Env> {
     return { flights: running.size, readers }
   }
 
-  /** Joins the flight of the same ticket or key, or starts one. */
+  /**
+   * Joins the flight of the same ticket or key, or starts one. What its starter's limits refuse or cut short is not
+   * shared: a follower may have others. No await stands between finding nothing and starting, so a crowd starts one.
+   */
   async #open(request: FlightRequest): Promise<Response> {
-    const { ticket, resumable, expires } = request
-    const known = this.#find(ticket.id) ?? (request.key === null ? undefined : this.#byKey.get(request.key))
-    const joined = known !== undefined && known.flight.state !== 'failed'
-    const live = joined ? known : this.#start(request)
+    const { ticket, key, resumable, expires } = request
+    let known = this.#find(ticket.id)
+    const ofKey = () => (key === null ? undefined : this.#byKey.get(key))
+    for (let other = ofKey(); known === undefined && other !== undefined; other = ofKey()) {
+      if (hasFailed(other)) break
+      const { capped } = await other.admitted
+      if (capped && ofKey() === other) break
+      if (!capped && !hasFailed(other)) known = other
+    }
+    const joined = known !== undefined
+    const live = known ?? this.#start(request)
     this.#byTicket.set(ticket.id, live)
     if (joined) live.wanted = true
     if (resumable && joined) this.#persist(live, ticket, expires)
     const own = live.flight.ticket(ticket.id, resumable)
     own.cancelled = false
     const body = live.flight.read(own)
-    const headers = joined ? {} : await live.admitted
+    const { headers } = joined ? free : await live.admitted
     return new Response(body, {
       headers: { 'x-flight': joined ? 'joined' : 'started', 'x-flight-headers': JSON.stringify(headers) },
     })
@@ -87,14 +103,22 @@ export class Flights extends DurableObject<Env> {
   }
 
   async cancel(id: string): Promise<{ usage: TokenUsage | null } | null> {
-    const live = this.#find(id)
-    const ticket = live?.flight.tickets.get(id)
-    if (live === undefined || ticket === undefined) return null
+    const live = this.#live(id)
+    if (live === undefined) return this.#cancelStored(id)
+    const ticket = live.flight.tickets.get(id)
+    if (ticket === undefined) return null
     live.flight.cancel(ticket)
     if (live.flight.state !== 'failed') return { usage: live.flight.usage() }
-    return {
-      usage: await backend.cancel(this.env, wireId(live.request.caller.tenantId, live.id)).catch(() => null),
-    }
+    return { usage: await backend.cancel(this.env, live.wire).catch(() => null) }
+  }
+
+  /** What was interrupted is not taken up in order to be stopped. */
+  #cancelStored(id: string): { usage: TokenUsage | null } | null {
+    const stored = this.#store.find(id)?.flight
+    if (stored === undefined) return null
+    if (stored.done) return { usage: this.#restore(stored).flight.usage() }
+    this.#store.dropTicket(id, stored.id)
+    return { usage: null }
   }
 
   claim(
@@ -108,44 +132,43 @@ export class Flights extends DurableObject<Env> {
     return claimed
   }
 
+  /** In memory, and not failed, under any of its tickets. */
+  #live(ticketId: string): Live | undefined {
+    const live = this.#byTicket.get(ticketId)
+    return live !== undefined && live.flight.state !== 'failed' ? live : undefined
+  }
+
   /** In memory, or from storage: finished, or taken up again. */
   #find(ticketId: string): Live | undefined {
-    const live = this.#byTicket.get(ticketId)
-    if (live !== undefined && live.flight.state !== 'failed') return live
+    const live = this.#live(ticketId)
+    if (live !== undefined) return live
     const stored = this.#store.find(ticketId)?.flight
-    if (stored === undefined) return live
-    const again = this.#restore(stored)
-    this.#byTicket.set(ticketId, again)
-    return again
+    if (stored === undefined) return undefined
+    return this.#restore(stored)
   }
 
   #restore(stored: StoredFlight): Live {
-    const running = [...this.#byTicket.values()].find(({ id }) => id === stored.id)
-    if (running !== undefined && running.flight.state !== 'failed') return running
     const { id, request } = stored
     const flight = this.#flight(request.key, stored.lines)
-    flight.ticket(id, true)
-    if (stored.done) {
-      flight.finish()
-      const live = {
-        id,
-        flight,
-        request,
-        written: flight.length,
-        wanted: true,
-        admitted: Promise.resolve({}),
-      }
-      this.#forgetLater(live)
-      return live
-    }
-    this.#store.resumed(id)
-    return this.#launch(id, flight, request, stored.attempts + 1)
+    const tickets = [id, ...this.#store.tickets(id)]
+    for (const ticket of tickets) flight.ticket(ticket, true)
+    if (stored.done) flight.finish()
+    const live = stored.done ? this.#landed(id, flight, request) : this.#launch(id, flight, request)
+    for (const ticket of tickets) this.#byTicket.set(ticket, live)
+    return live
+  }
+
+  #landed(id: string, flight: Flight, request: FlightRequest): Live {
+    const admitted = Promise.resolve(free)
+    const live = { id, flight, request, written: flight.length, wanted: true, wire: '', admitted }
+    this.#forgetLater(live)
+    return live
   }
 
   #start(request: FlightRequest): Live {
     const { ticket, expires } = request
     const flight = this.#flight(request.key, request.lines)
-    const live = this.#launch(ticket.id, flight, request, request.lines.length > 0 ? 1 : 0)
+    const live = this.#launch(ticket.id, flight, request)
     if (request.resumable) this.#persist(live, ticket, expires)
     return live
   }
@@ -166,27 +189,24 @@ export class Flights extends DurableObject<Env> {
     this.#expireLater(expires)
   }
 
-  #launch(id: string, flight: Flight, request: FlightRequest, attempt: number): Live {
-    const admitted = Promise.withResolvers<Record<string, string>>()
+  #launch(id: string, flight: Flight, request: FlightRequest): Live {
+    const admitted = Promise.withResolvers<Admitted>()
     const live: Live = {
       id,
       flight,
       request,
       written: flight.length,
       wanted: request.resumable,
+      wire: `${wireId(request.caller.tenantId, id)}.${crypto.randomUUID().slice(0, 8)}`,
       admitted: admitted.promise,
     }
     if (flight.key !== null) this.#byKey.set(flight.key, live)
-    this.ctx.waitUntil(this.#run(live, attempt, (headers) => admitted.resolve(headers)))
+    this.ctx.waitUntil(this.#run(live, admitted.resolve))
     return live
   }
 
-  async #run(
-    live: Live,
-    attempt: number,
-    admitted: (headers: Record<string, string>) => void,
-  ): Promise<void> {
-    const { id, flight, request } = live
+  async #run(live: Live, admitted: (by: Admitted) => void): Promise<void> {
+    const { flight, request, wire } = live
     const { caller, prompt, key, ttl_s } = request
     const before = flight.linesFrom(0).map((line) => JSON.parse(line) as Delta)
     const emitted = continuable(prompt, before)
@@ -195,8 +215,7 @@ export class Flights extends DurableObject<Env> {
     recorder.push(before)
     const stopWriting = this.#writeAtIntervals(live)
     try {
-      const wire = wireId(caller.tenantId, id) + (attempt === 0 ? '' : `.${attempt}`)
-      const { deltas, headers } = await startGeneration(prompt, {
+      const { deltas, headers, capped } = await startGeneration(prompt, {
         env: this.env,
         requestId: wire,
         caller,
@@ -204,7 +223,7 @@ export class Flights extends DurableObject<Env> {
         defer: (work) => this.ctx.waitUntil(work),
         emitted,
       })
-      admitted(headers)
+      admitted({ headers, capped })
       for await (const all of deltas) {
         const batch = all.slice(repeated)
         repeated -= all.length - batch.length
@@ -222,7 +241,7 @@ export class Flights extends DurableObject<Env> {
           : new ApiError('internal_error', 'The answer broke off.', { cause }),
       )
     } finally {
-      admitted({})
+      admitted(free)
       stopWriting()
       this.#forgetLater(live)
     }

@@ -25,6 +25,8 @@ import type { LeaseGrant, Use } from './tenant-record.ts'
 
 const patience_ms = 30_000
 const settled_kept_ms = 600_000
+/** Of the generations that their gateways ended themselves, so many are remembered: a second end comes soon or never. */
+const ended_kept_max = 10_000
 
 interface Open {
   use: Use
@@ -45,6 +47,7 @@ export class Ledger {
   readonly #leases = new Map<string, Lease>()
   /** Orphans that the alarm settled: when. */
   readonly #settled = new Map<string, number>()
+  readonly #ended = new Set<string>()
   #leaseCount = 0
 
   constructor(storage: DurableObjectStorage) {
@@ -78,21 +81,31 @@ export class Ledger {
     const result = admit(scopes, ask, now_ms)
     if (result.kind !== 'admitted') return result
     const { reservation } = result
-    const { prompt_tokens } = ask
-    this.#open.set(requestId, { use, reservation, prompt_tokens, deadline_ms: now_ms + patience_ms })
-    this.#unsaved.add(requestId)
-    this.touch(scopes)
+    this.#keepOpen(requestId, use, reservation, ask.prompt_tokens, now_ms)
     return result
   }
 
   begin(requestId: string, use: Use, scopes: Scope[], prompt_tokens: number, now_ms: number): void {
-    const reservation = begin(scopes, now_ms)
-    this.#open.set(requestId, { use, reservation, prompt_tokens, deadline_ms: now_ms + patience_ms })
-    this.#unsaved.add(requestId)
-    this.touch(scopes)
+    this.#keepOpen(requestId, use, begin(scopes, now_ms), prompt_tokens, now_ms)
   }
 
-  /** Whether there was something to end: false for what the alarm has already settled. */
+  /** One of the same id that is still open ends here: nobody else would end it. */
+  #keepOpen(
+    requestId: string,
+    use: Use,
+    reservation: Reservation,
+    prompt_tokens: number,
+    now_ms: number,
+  ): void {
+    const before = this.#open.get(requestId)
+    if (before !== undefined) settle(before.reservation, null, 0, this.meter, now_ms)
+    this.#ended.delete(requestId)
+    this.#open.set(requestId, { use, reservation, prompt_tokens, deadline_ms: now_ms + patience_ms })
+    this.#unsaved.add(requestId)
+    this.touch(reservation.held)
+  }
+
+  /** Whether there was something to end: false for what was settled before, by the alarm or by its gateway. */
   settle(
     requestId: string,
     scopes: Scope[],
@@ -102,17 +115,27 @@ export class Ledger {
   ): boolean {
     const open = this.#open.get(requestId)
     if (open === undefined) {
-      if (this.#settled.has(requestId)) return false
+      if (this.#settled.has(requestId) || this.#ended.has(requestId)) return false
+      this.#remembered(requestId)
       // It ended before it was told of, or this object restarted and has forgotten it: what was used still counts.
       if (usage !== null) for (const { meter } of scopes) meter.charge(milliTokens(usage, weight))
       this.touch(scopes)
       return true
     }
     this.#open.delete(requestId)
+    this.#remembered(requestId)
     this.#unsaved.add(requestId)
     settle(open.reservation, usage, weight, this.meter, now_ms)
     this.touch(open.reservation.held)
     return true
+  }
+
+  #remembered(requestId: string): void {
+    this.#ended.add(requestId)
+    for (const oldest of this.#ended) {
+      if (this.#ended.size <= ended_kept_max) break
+      this.#ended.delete(oldest)
+    }
   }
 
   renew(requestIds: string[], now_ms: number): void {

@@ -213,13 +213,17 @@ export class Tenant extends DurableObject<Env> {
   }
 
   async #settleOrphan(requestId: string, use: Use, prompt: number, last: boolean): Promise<void> {
+    let usage: TokenUsage | null
     try {
-      this.settle(requestId, use, await backend.cancel(this.env, requestId))
-      this.#ledger.remember(requestId, Date.now())
+      usage = await backend.cancel(this.env, requestId)
     } catch {
+      if (!last) return
       // Nobody will ever know what it generated; its prompt was very likely read.
-      if (last) this.settle(requestId, use, { prompt, cached: 0, completion: 0 })
+      usage = { prompt, cached: 0, completion: 0 }
     }
+    // Being stopped may have made its gateway settle it meanwhile: then this does nothing.
+    this.settle(requestId, use, usage)
+    this.#ledger.remember(requestId, Date.now())
   }
 
   /** The tenant, the key and the tenant's use of the model; a key that is gone is held by its tenant's limits alone. */

@@ -2,7 +2,7 @@ import { env } from 'cloudflare:workers'
 import { abortAllDurableObjects } from 'cloudflare:test'
 import { afterEach, describe, expect, it } from 'vitest'
 import { flight_objects, flightsOf } from '../../gateway/flights/flight-names.ts'
-import { ask, fetchEdge, newTenant, post, question, read } from './edge-client.ts'
+import { admin, ask, fetchEdge, newTenant, post, question, read } from './edge-client.ts'
 import { idsOf, saying, scriptedBackend, type Run, type ScriptedBackend } from './scripted-backend.ts'
 
 let backend: ScriptedBackend
@@ -107,6 +107,38 @@ describe('flights', () => {
     expect(backend.runs).toHaveLength(2)
     await again.leave()
     await until(() => backend.live() === 0)
+  })
+
+  it('are not shared where the limits of whoever began refuse, or cut short', async () => {
+    backend = scriptedBackend(slowly(words))
+    const { id, key } = await newTenant()
+    const limited = async (tokens_per_day: number) => {
+      const made = await admin(`/tenants/${id}/keys`, { name: 'small', limits: { tokens_per_day } })
+      return (await made.json<{ key: string }>()).key
+    }
+    const open = { max_tokens: undefined }
+    const cut = ask(await limited(45), 'count', open)
+    await until(() => backend.runs.length === 1)
+    expect(await ask(key, 'count', open)).toMatchObject({ text: words, error: null })
+    expect((await cut).error).toBeNull()
+    expect(backend.runs).toHaveLength(2)
+    expect(backend.runs[0]?.request.sampling.max_tokens).toBeLessThan(45)
+
+    const [, whole] = await Promise.all([ask(await limited(1), 'other', open), ask(key, 'other', open)])
+    expect(whole).toMatchObject({ text: words, error: null })
+  })
+
+  it('stop when a client leaves before the first token', async () => {
+    backend = scriptedBackend(() => undefined)
+    const { key } = await newTenant()
+    for (const more of [sampled, {}]) {
+      const response = await post(key, { ...question('wait'), stream: true, ...more })
+      const reader = response.body?.getReader()
+      expect(new TextDecoder().decode((await reader?.read())?.value)).toBe(': ping\n\n')
+      await reader?.cancel()
+      await until(() => backend.live() === 0, 3_000)
+    }
+    expect(backend.runs.map(({ cancelled }) => cancelled)).toEqual([true, true])
   })
 
   it('fail alike for all who read them, and keep nothing', async () => {
@@ -238,6 +270,29 @@ describe('cancelling', () => {
       expect((await read(response)).error).toBe('request_cancelled')
       await until(async () => backend.live() === 0 && (await running(tenant)) === 0)
     }
+  })
+
+  it('leaves a generation to a reader who may still come back', async () => {
+    backend = scriptedBackend(slowly(words, 30))
+    const { key } = await newTenant()
+    const first = await begin(key, 'both', {}, resumable)
+    const second = await begin(key, 'both', {}, resumable)
+    await second.leave()
+    await cancel(key, first.id)
+    const rest = await read(await eventsOf(key, second.id))
+    expect(rest).toMatchObject({ text: words, error: null })
+    expect(backend.runs).toHaveLength(1)
+  })
+
+  it('takes up nothing in order to stop it', async () => {
+    backend = scriptedBackend(slowly(words, 30))
+    const { key } = await newTenant()
+    const { id, leave } = await begin(key, 'lost', sampled, resumable)
+    await leave()
+    await abortAllDurableObjects()
+    expect((await cancel(key, id)).status).toBe(200)
+    expect((await eventsOf(key, id)).status).toBe(404)
+    expect(backend.runs).toHaveLength(1)
   })
 
   it('takes one reader out of a flight that others read', async () => {

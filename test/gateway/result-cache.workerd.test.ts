@@ -127,6 +127,28 @@ describe('kept answers', () => {
     expect((await ask(key, 'b')).cacheStatus).toBe('qwen-edge; fwd=bypass; detail=ttl')
   })
 
+  it('of a template live and are purged by themselves', async () => {
+    backend = scriptedBackend(saying('shaped'))
+    const { key } = await newTenant()
+    const headers = { authorization: `Bearer ${key}` }
+    const call = (method: string, path: string, body?: object) =>
+      fetchEdge(path, { method, headers, ...(body ? { body: JSON.stringify(body) } : {}) })
+    const made = await call('POST', '/v1/templates', {
+      name: 'greet',
+      messages: [{ role: 'user', content: 'Greet {{who}}.' }],
+    })
+    const { id } = await made.json<{ id: string }>()
+    const template = { messages: undefined, template: { id, variables: { who: 'Ada' } } }
+    const status = async (more: object) => (await ask(key, 'plain', more)).cacheStatus
+    await call('PATCH', '/v1/cache', { ttl_seconds: 600, template: id })
+    for (const more of [template, {}]) expect(await status(more)).toContain('fwd=miss')
+    expect(await status(template)).toMatch(/hit; ttl=(600|599)$/)
+    expect(await status({})).toMatch(/hit; ttl=8(6400|6399)$/)
+    expect((await call('DELETE', `/v1/cache?template=${id}`)).status).toBe(204)
+    expect(await status(template)).toContain('fwd=miss')
+    expect(await status({})).toContain('hit')
+  })
+
   it('nothing is kept of an answer that broke off', async () => {
     backend = scriptedBackend((run) => {
       run.tokens(40, 41)

@@ -220,6 +220,33 @@ describe('an orphaned generation', () => {
     expect(await tokensLeft(key)).toBe(1000 - 111)
   })
 
+  it('that its gateway settles while the alarm stops it is billed once', async () => {
+    const { id, key, keyId } = await newTenant({ limits: { tokens_per_minute: 1000 } })
+    const tenant = env.TENANT.getByName(id)
+    await tenant.admit('req_both', use(keyId), ask)
+    const usage = { prompt: 100, cached: 0, completion: 11 }
+    const settle = () => tenant.settle('req_both', use(keyId), usage)
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 31_000 })
+    await scheduler.wait(1_100)
+    // Being stopped ends the gateway's stream.
+    vi.stubGlobal('fetch', async () => {
+      await settle()
+      return Response.json({ usage })
+    })
+    expect(await runDurableObjectAlarm(tenant)).toBe(true)
+    await settle()
+    expect(await tokensLeft(key)).toBe(1000 - 111)
+  })
+
+  it('of the same id gives its slot back when another begins', async () => {
+    const { id, keyId } = await newTenant({ limits: { concurrent: 1 } })
+    const tenant = env.TENANT.getByName(id)
+    await tenant.admit('req_twice', use(keyId), ask)
+    await tenant.note('again', [{ requestId: 'req_twice', use: use(keyId), prompt_tokens: 1 }], [])
+    await tenant.settle('req_twice', use(keyId), null)
+    expect(await tenant.admit('req_next', use(keyId), ask)).toMatchObject({ denial: null })
+  })
+
   it('is left alone while its gateway renews it', async () => {
     const { id, keyId } = await newTenant({ limits: { concurrent: 1 } })
     const tenant = env.TENANT.getByName(id)

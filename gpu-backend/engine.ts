@@ -10,7 +10,7 @@ import { totalmem } from 'node:os'
 import type { GrammarSpec } from '../src/grammar/grammar.ts'
 import type { GenerationDefaults, ResolvedSampling } from '../src/sampling.ts'
 import { CheckpointError, readCheckpoint, type Checkpoint } from './checkpoint.ts'
-import { readEvents, type EngineEvent } from './engine-events.ts'
+import { engine_handle, readEvents, type EngineEvent } from './engine-events.ts'
 import { Grammars, type Constraint } from './grammars.ts'
 import {
   loadAddon,
@@ -53,6 +53,8 @@ export interface EngineOptions {
   weights?: 'stored' | 'int8'
   /** Checks the block accounting whenever the last request ends. Default false. */
   checkWhenIdle?: boolean
+  /** The GPU failed: what ran has ended with errors, and only a new process can compute again. */
+  onDeviceLost?: (message: string) => void
 }
 
 export interface ModelInfo {
@@ -65,6 +67,8 @@ export interface ModelInfo {
   generationDefaults: GenerationDefaults
   dtype: string
   device: 'cpu' | 'cuda'
+  /** Why there is no GPU, where one was looked for. */
+  cudaMissing?: string
   threads: number
   kernelLevel: string
   blockSize: number
@@ -158,7 +162,8 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
   const checkpoint = await readCheckpoint(options.modelDir)
   checkpoint.config.tokenizerVocab = options.tokenizerVocabSize ?? checkpoint.config.tokenizerVocab
   const revision = weightsAsAsked(options, checkpoint)
-  const device = deviceOf(options)
+  const chosen = deviceOf(options)
+  const { device } = chosen
   const handlers = new Map<number, Handler>()
   const grammars = new Grammars({
     modelDir: options.modelDir,
@@ -172,6 +177,10 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
 
   function deliver(): void {
     for (const [handle, event] of readEvents(native)) {
+      if (handle === engine_handle) {
+        if (event.type === 'error') options.onDeviceLost?.(event.message)
+        continue
+      }
       const handler = handlers.get(handle)
       if (event.type === 'tokens') ask(handle, event.tokenIds)
       else forget(handle)
@@ -233,7 +242,7 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
   }
 
   return {
-    model: describe(checkpoint, native, device),
+    model: describe(checkpoint, native, chosen),
     submit(request, onEvent) {
       const handle = attempt(() => native.submit(toNative(request, checkpoint.eosTokenIds)))
       if (handlers.size === 0) native.keepAlive(true)
@@ -291,12 +300,12 @@ function openNative(
 }
 
 /** Throws InvalidRequestError, one line, when a GPU is asked for and cannot be used. */
-function deviceOf({ device }: EngineOptions): 'cpu' | 'cuda' {
-  if (device === 'cpu') return device
+function deviceOf({ device }: EngineOptions): Pick<ModelInfo, 'device' | 'cudaMissing'> {
+  if (device === 'cpu') return { device }
   const missing = loadAddon().cudaMissing()
-  if (missing === null) return 'cuda'
+  if (missing === null) return { device: 'cuda' }
   if (device === 'cuda') throw new InvalidRequestError(`DEVICE=cuda: ${missing}`)
-  return 'cpu'
+  return { device: 'cpu', cudaMissing: missing }
 }
 
 /** @returns what names the cached blocks: other weights give other numbers. */
@@ -320,7 +329,11 @@ function kvBytes({ kvMemoryMb, device }: EngineOptions, { config }: Checkpoint):
   return Math.floor(Math.min(Math.max(512e6, context), totalmem() / 4))
 }
 
-function describe(checkpoint: Checkpoint, native: NativeEngine, device: 'cpu' | 'cuda'): ModelInfo {
+function describe(
+  checkpoint: Checkpoint,
+  native: NativeEngine,
+  device: Pick<ModelInfo, 'device' | 'cudaMissing'>,
+): ModelInfo {
   const { threads, kernelLevel, blockSize, blocksTotal } = native.info()
   return {
     revision: checkpoint.revision,
@@ -330,7 +343,7 @@ function describe(checkpoint: Checkpoint, native: NativeEngine, device: 'cpu' | 
     eosTokenIds: checkpoint.eosTokenIds,
     generationDefaults: checkpoint.generationDefaults,
     dtype: checkpoint.dtype,
-    device,
+    ...device,
     threads,
     kernelLevel,
     blockSize,

@@ -1,6 +1,6 @@
 /**
  * The backend as a process. It listens before it loads the weights, so whoever runs it can tell a slow start from a
- * dead one; a checkpoint that cannot be loaded ends it with one line. SIGTERM drains. As a child with an IPC channel
+ * dead one; a checkpoint that cannot be loaded ends it with one line, a GPU that fails with status 1. SIGTERM drains. As a child with an IPC channel
  * it ends with its parent, at once: nothing here outlives `npm start`.
  */
 import { once } from 'node:events'
@@ -51,12 +51,13 @@ async function load({ model, ...options }: Settings): Promise<Engine> {
   const started = performance.now()
   const source = await resolveModel(model)
   const card = await modelCard(source)
-  const engine = await openEngine({ modelDir: source.dir, ...options })
+  const engine = await openEngine({ modelDir: source.dir, ...options, onDeviceLost })
   service.attach(engine, card)
-  const { dtype, device, kernelLevel, threads } = engine.model
+  const { dtype, device, cudaMissing, kernelLevel, threads } = engine.model
+  const why = cudaMissing === undefined ? '' : ` (no GPU: ${cudaMissing})`
   say(
     `${card.id} (${card.revision.slice(0, 8)}) ready in ${((performance.now() - started) / 1000).toFixed(1)} s: ` +
-      `${dtype} on ${device}, ${kernelLevel}, ${threads} threads`,
+      `${dtype} on ${device}${why}, ${kernelLevel}, ${threads} threads`,
   )
   return engine
 }
@@ -71,6 +72,15 @@ function stop(): void {
     await engine?.close()
     process.exit(0)
   })()
+}
+
+/** What ran has failed; its last events leave, then whoever runs this process starts it again. */
+function onDeviceLost(message: string): void {
+  if (stopping) process.exit(1)
+  stopping = true
+  say(`${message}: this process ends, to be started again`)
+  setTimeout(() => process.exit(1), close_ms_max).unref()
+  void service.drain(0).then(() => server.close(() => process.exit(1)))
 }
 
 /** One line a request; token ids and text are nobody's business. */

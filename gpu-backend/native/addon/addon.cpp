@@ -32,6 +32,7 @@ const char* name_of(ErrorCode code) {
     case ErrorCode::integrity:
       return "IntegrityError";
     case ErrorCode::internal:
+    case ErrorCode::device:
       return "EngineError";
   }
   return "EngineError";

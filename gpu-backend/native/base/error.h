@@ -7,7 +7,7 @@
 namespace qe {
 
 /** What went wrong, in the words the TypeScript side turns into error classes. */
-enum class ErrorCode { checkpoint, invalid_request, queue_full, closed, integrity, internal };
+enum class ErrorCode { checkpoint, invalid_request, queue_full, closed, integrity, internal, device };
 
 /** The one exception of the runtime: a code for programs and one clear line for people. */
 class Error : public std::runtime_error {

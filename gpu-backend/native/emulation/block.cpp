@@ -272,6 +272,17 @@ void SharedMemory::touch(std::size_t from, std::size_t length, bool write) {
   }
 }
 
+void SharedMemory::touch_atomic(std::size_t index) {
+  Shadow& s = shadow[index];
+  const Clock& me = self().clock;
+  if (s.writer.thread != Shadow::kAtomic || s.writer.block_epoch != me.block_epoch) {
+    touch(index * element, element, false);
+    touch(index * element, element, true);
+  }
+  s.writer = {Shadow::kAtomic, Shadow::kAtomic, me.block_epoch, 0};
+  s.reader.thread = Shadow::kNobody;
+}
+
 void shared_index_fault(std::size_t index, std::size_t count) {
   fail(text("shared memory out of bounds: element ", index, " of ", count));
 }

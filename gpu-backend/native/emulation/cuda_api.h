@@ -169,6 +169,8 @@ inline std::uint32_t __ballot_sync(std::uint32_t mask, int vote, EmulatedPlace a
   qe::emulation::collective({"__ballot_sync", mask, at, compute}, &mine);
   return mine.result;
 }
+inline std::uint32_t __float_as_uint(float x) { return std::bit_cast<std::uint32_t>(x); }
+inline float __uint_as_float(std::uint32_t bits) { return std::bit_cast<float>(bits); }
 inline int __popc(std::uint32_t bits) { return std::popcount(bits); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline std::uint32_t __umulhi(std::uint32_t a, std::uint32_t b) {

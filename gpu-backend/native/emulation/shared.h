@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace qe::emulation {
@@ -21,7 +22,8 @@ struct Clock {
 
 /** Who touched one element last. */
 struct Shadow {
-  static constexpr std::uint32_t kNobody = 0xffffffff, kManyOfWarp = 0xfffffffe, kMany = 0xfffffffd;
+  static constexpr std::uint32_t kNobody = 0xffffffff, kManyOfWarp = 0xfffffffe, kMany = 0xfffffffd,
+                                 kAtomic = 0xfffffffc;
   Clock writer{kNobody, 0, 0, 0};
   Clock reader{kNobody, 0, 0, 0};
 };
@@ -33,6 +35,8 @@ struct SharedMemory {
   void reset();
   /** Notes an access of [from, from + bytes); throws Fault for one outside, a race, or a read of nothing. */
   void touch(std::size_t from, std::size_t bytes, bool write);
+  /** The same for an atomic of one element, which races with everything but other atomics. */
+  void touch_atomic(std::size_t index);
 
   const void* tag;
   std::size_t bytes, element;
@@ -94,10 +98,19 @@ class SharedArray {
     return reinterpret_cast<T*>(memory_->data.get()) + static_cast<std::size_t>(index);
   }
 
+  [[nodiscard]] SharedMemory& memory() const { return *memory_; }
+
  private:
   void check(std::size_t index) const;
   SharedMemory* memory_;
 };
+
+template <class T>
+T atomic_add(const SharedArray<T>& array, std::size_t index, T value) {
+  T* const at = array.at(index);
+  array.memory().touch_atomic(index);
+  return std::exchange(*at, *at + value);
+}
 
 [[noreturn]] void shared_index_fault(std::size_t index, std::size_t count);
 

@@ -28,10 +28,6 @@ std::size_t blocks_in(const EngineOptions& options, const Ops& ops, const Attent
   return std::min<std::size_t>(blocks, 0xffffffff);
 }
 
-bool allows_any(const TokenMask& mask) {
-  return std::ranges::any_of(mask, [](std::uint32_t word) { return word != 0; });
-}
-
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Ops> ops, const ModelConfig& config, std::unique_ptr<Checkpoint> checkpoint,
@@ -153,6 +149,9 @@ void Engine::loop() {
       sample_kept();
       worked = step();
       if (generations_.empty() && options_.check_when_idle) scheduler_.check_integrity();
+    } catch (const Error& error) {
+      fail_all(error.what());
+      if (error.code() == ErrorCode::device) return lose_device(error.what());
     } catch (const std::exception& error) {
       fail_all(error.what());
     }
@@ -170,7 +169,7 @@ bool Engine::step() {
   const std::vector<Slice> plan = scheduler_.schedule();
   if (plan.empty()) return false;
   const Clock::time_point start = Clock::now();
-  const std::span<const float> logits = model_.forward(batch_of(plan));
+  run(plan);
   std::size_t decoding = 0, prefilling = 0;
   for (const Slice& slice : plan) {
     const bool decodes = slice.count - slice.draft == 1 && slice.sequence->generated() > 0;
@@ -178,7 +177,7 @@ bool Engine::step() {
   }
   chunks_.observe(decoding, prefilling, milliseconds(start, Clock::now()));
   take_masks();
-  postprocess(plan, logits);
+  postprocess(plan);
   ++counters_.steps;
   return true;
 }
@@ -229,59 +228,6 @@ const Batch& Engine::batch_of(const std::vector<Slice>& plan) {
   return batch_;
 }
 
-void Engine::postprocess(const std::vector<Slice>& plan, std::span<const float> logits) {
-  const std::size_t vocab = model_.config().vocab;
-  std::size_t row = 0;
-  for (const Slice& slice : plan) {
-    scheduler_.commit(*slice.sequence, slice.count - slice.draft);
-    if (slice.sequence->generated() == 0) counters_.prompt_tokens += slice.count;
-    if (!slice.complete()) continue;
-    append_sampled(slice, logits.subspan(row * vocab, (slice.draft + 1) * vocab));
-    row += slice.draft + 1;
-  }
-}
-
-/** Samples after the last token, and after each guess as long as the guess is what was sampled before it: exactly what
-    the steps one by one would sample, since neither bits nor noise depend on the step. logits: [draft + 1][vocab] */
-void Engine::append_sampled(const Slice& slice, std::span<const float> logits) {
-  Sequence& sequence = *slice.sequence;
-  Generation& generation = *generations_.at(sequence.handle);
-  const Sampler& sampler = generation.sampler;
-  const std::size_t vocab = model_.config().vocab;
-  if (sequence.generated() == 0) sequence.first_token = Clock::now();
-  if (sampler.params().max_tokens == 0) {
-    if (sequence.pin_until) scheduler_.pin(sequence, *sequence.pin_until);
-    return finish(sequence, FinishReason::length);
-  }
-  counters_.drafted_tokens += slice.draft;
-  for (std::size_t right = 0;; ++right) {
-    const std::span<const float> row = logits.subspan(right * vocab, vocab);
-    if (sequence.constrained && !generation.mask) return generation.logits.assign(row.begin(), row.end());
-    if (!sample(generation, row)) return;
-    if (right == slice.draft || sequence.draft[right] != sequence.tokens.back())
-      return Scheduler::judge_draft(sequence, right);
-    scheduler_.commit(sequence, 1);
-    ++counters_.accepted_tokens;
-  }
-}
-
-/** The next token of a sequence, if its mask lets one come; @returns whether it goes on. logits: [vocab] */
-bool Engine::sample(Generation& generation, std::span<const float> logits) {
-  Sequence& sequence = generation.sequence;
-  Sampler& sampler = generation.sampler;
-  const std::optional<TokenMask> mask = std::exchange(generation.mask, std::nullopt);
-  generation.logits.clear();
-  const auto end = [&](FinishReason reason) { return finish(sequence, reason), false; };
-  if (mask && !allows_any(*mask)) return end(FinishReason::stop);
-  Sampled sampled = sampler.next(logits, sequence.tokens.size(), mask ? *mask : TokenMask{});
-  ++counters_.generated_tokens;
-  const std::vector<TokenId>& stop = sampler.params().stop;
-  if (std::ranges::find(stop, sampled.token) != stop.end()) return end(FinishReason::stop);
-  sequence.tokens.push_back(sampled.token);
-  events_.emplace_back(TokenEvent{sequence.handle, sampler.params().logprobs >= 0, std::move(sampled)});
-  return sequence.generated() < sampler.params().max_tokens || end(FinishReason::length);
-}
-
 /** Ends a generation: its blocks go back, its last event goes out, and the sequence is gone. */
 void Engine::finish(Sequence& sequence, FinishReason reason) {
   const Clock::time_point now = Clock::now();
@@ -303,6 +249,19 @@ void Engine::fail_all(const std::string& message) {
     scheduler_.remove(generation->sequence);
   }
   generations_.clear();
+}
+
+/** After the step's requests have failed: so do those that came in meanwhile, and no more are taken. */
+void Engine::lose_device(const std::string& message) {
+  {
+    const std::scoped_lock lock(mutex_);
+    closing_ = true;
+  }
+  take_in();
+  fail_all(message);
+  events_.emplace_back(FailureEvent{kEngineHandle, message});
+  publish_stats();
+  sink_(std::exchange(events_, {}));
 }
 
 void Engine::publish_stats() {

@@ -13,6 +13,7 @@
 #include "cache/prefix_cache.h"
 #include "checkpoint/checkpoint.h"
 #include "engine/events.h"
+#include "engine/row_results.h"
 #include "model/qwen2.h"
 #include "ops/ops.h"
 #include "scheduler/chunk_controller.h"
@@ -61,7 +62,8 @@ struct EngineStats {
  * Generates for many requests at once, on a thread of its own. Everything public may be called from any thread.
  *
  * A step is schedule -> run -> postprocess. Between steps the thread takes what came in: requests, cancellations,
- * expired deadlines, commands. A step that throws fails the requests it held, retryably, and the engine goes on.
+ * expired deadlines, commands. A step that throws fails the requests it held, retryably, and the engine goes on; when
+ * the device itself failed, nothing can go on: the engine says so by a FailureEvent of kEngineHandle and is closed.
  */
 class Engine {
  public:
@@ -111,13 +113,16 @@ class Engine {
   void take_in();
   void expire();
   const Batch& batch_of(const std::vector<Slice>& plan);
-  void postprocess(const std::vector<Slice>& plan, std::span<const float> logits);
-  void append_sampled(const Slice& slice, std::span<const float> logits);
-  bool sample(Generation& generation, std::span<const float> logits);
+  void run(const std::vector<Slice>& plan);
+  std::vector<Choice> choices_of(const std::vector<Slice>& plan) const;
+  void postprocess(const std::vector<Slice>& plan);
+  void append_sampled(const Slice& slice, std::size_t row);
+  bool sample(Generation& generation, std::span<const float> logits, TokenId chosen = kUndecided);
   void take_masks();
   void sample_kept();
   void finish(Sequence& sequence, FinishReason reason);
   void fail_all(const std::string& message);
+  void lose_device(const std::string& message);
   void publish_stats();
   void run_between_steps(const std::function<void()>& command);
 
@@ -132,6 +137,7 @@ class Engine {
   std::unordered_map<std::uint32_t, std::unique_ptr<Generation>> generations_;  // the engine's thread only
   std::vector<Event> events_;                                                   // of the step under way
   Batch batch_;
+  RowResults results_{model_};
   EngineStats counters_{};
 
   mutable std::mutex mutex_;  // guards what follows

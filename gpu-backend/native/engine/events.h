@@ -25,6 +25,9 @@ struct FinishEvent {
   double queue_ms, prefill_ms, decode_ms;
 };
 
+/** In place of a request's handle: the engine itself. */
+inline constexpr std::uint32_t kEngineHandle = 0;
+
 /** The request ended without an answer; sending it again may help. */
 struct FailureEvent {
   std::uint32_t handle;

@@ -23,6 +23,10 @@ class Qwen2 {
   /** Computes the batch, writes its keys and values, and returns logits: [batch.logit_rows][vocab], valid until the
       next call. */
   std::span<const float> forward(const Batch& batch);
+  /** The same, but the device chooses a token for each logit row, or kUndecided; row() then has that row's logits. */
+  std::vector<TokenId> choose(const Batch& batch, std::span<const Choice> choices);
+  /** [vocab], until the next call. */
+  std::span<const float> row(std::size_t logit_row);
 
   [[nodiscard]] const ModelConfig& config() const { return config_; }
   [[nodiscard]] AttentionShape attention_shape() const;
@@ -47,6 +51,7 @@ class Qwen2 {
   };
   class Loader;
 
+  void compute(const Batch& batch);
   void attention_block(std::size_t index, std::size_t rows);
   void feed_forward(const Layer& layer, std::size_t rows);
   /** down(silu(gate x) * up x) of the normalised rows, into y or added to it. */

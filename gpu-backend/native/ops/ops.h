@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/types.h"
 #include "checkpoint/tensor.h"
+#include "ops/choice.h"
 
 namespace qe {
 
@@ -138,6 +139,14 @@ class Ops {
   }
   /** to[i] = from[batch.logit_rows[i]]; [..][width] */
   virtual void gather_logit_rows(const float* from, std::size_t width, float* to) = 0;
+  /** Whether choose_tokens() works here. */
+  [[nodiscard]] virtual bool chooses() const { return false; }
+  /** A token, or kUndecided, for each row of logits, of which the first `vocab` of `width` exist; leaves the logits as
+      they were. Waits. logits: [choices][width] */
+  virtual std::vector<TokenId> choose_tokens(float* /*logits*/, std::size_t /*width*/, std::size_t /*vocab*/,
+                                      std::span<const Choice> choices) {
+    return std::vector<TokenId>(choices.size(), kUndecided);
+  }
   /** Waits for all work and gives the host its view of `count` floats. */
   virtual std::span<const float> read(const float* from, std::size_t count) = 0;
 

@@ -56,9 +56,12 @@ Sampler::Sampler(SamplingParams params, std::size_t vocab, std::span<const Token
     for (const TokenId token : prompt) output_counts_.try_emplace(token, 0);
 }
 
+bool Sampler::penalises() const {
+  return params_.repetition_penalty != 1 || params_.presence_penalty != 0 || params_.frequency_penalty != 0;
+}
+
 bool Sampler::adjusts() const {
-  return !params_.logit_bias.empty() || params_.repetition_penalty != 1 || params_.presence_penalty != 0 ||
-         params_.frequency_penalty != 0 || (generated_ < params_.min_tokens && !params_.stop.empty());
+  return !params_.logit_bias.empty() || penalises() || (generated_ < params_.min_tokens && !params_.stop.empty());
 }
 
 void Sampler::adjust(std::span<float> logits) const {
@@ -100,10 +103,47 @@ Sampled Sampler::next(std::span<const float> logits, std::size_t position, std::
     for (const TokenId token : best(raw, static_cast<std::size_t>(params_.logprobs)))
       if (raw[token] != kImpossible) sampled.top.push_back({token, logprob(token)});
   }
-  ++generated_;
-  if (params_.repetition_penalty != 1 || params_.presence_penalty != 0 || params_.frequency_penalty != 0)
-    ++output_counts_[sampled.token];
+  accept(sampled.token);
   return sampled;
+}
+
+Sampled Sampler::accept(TokenId token) {
+  ++generated_;
+  if (penalises()) ++output_counts_[token];
+  Sampled sampled;
+  sampled.token = token;
+  return sampled;
+}
+
+Choice Sampler::choice(std::size_t position, std::span<const TokenId> assumed) const {
+  Choice choice;
+  std::unordered_map<TokenId, float> biases;
+  for (const auto& [token, bias] : params_.logit_bias)
+    choice.on_host |= token < vocab_ && !biases.emplace(token, bias).second;  // twice: added one after the other
+  choice.on_host |= params_.logprobs >= 0;
+  if (choice.on_host) return choice;
+  choice.temperature = params_.temperature, choice.top_p = params_.top_p;
+  choice.min_p = params_.min_p, choice.top_k = params_.top_k;
+  if (params_.temperature != 0) choice.noise = uniform(params_.seed, position);
+  choice.repetition_penalty = params_.repetition_penalty;
+  choice.presence_penalty = params_.presence_penalty, choice.frequency_penalty = params_.frequency_penalty;
+  choice.biases.assign(biases.begin(), biases.end());
+  const auto emit = [&](const auto& counts) {
+    for (const auto& [token, count] : counts)
+      if (token < vocab_) choice.seen.emplace_back(token, count);
+  };
+  if (penalises() && !assumed.empty()) {
+    auto counts = output_counts_;
+    for (const TokenId token : assumed) ++counts[token];
+    emit(counts);
+  } else {
+    emit(output_counts_);
+  }
+  if (generated_ + assumed.size() < params_.min_tokens)
+    for (const TokenId token : params_.stop)
+      if (token < vocab_ && std::ranges::find(choice.forbidden, token) == choice.forbidden.end())
+        choice.forbidden.push_back(token);
+  return choice;
 }
 
 TokenId Sampler::draw(std::span<const float> logits, std::size_t position) const {

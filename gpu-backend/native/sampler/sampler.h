@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/types.h"
+#include "ops/choice.h"
 
 namespace qe {
 
@@ -59,10 +60,16 @@ class Sampler {
    */
   Sampled next(std::span<const float> logits, std::size_t position, std::span<const std::uint32_t> mask = {});
 
+  /** What next() would do, for a device to do it. @param assumed tokens taken for chosen before that one */
+  [[nodiscard]] Choice choice(std::size_t position, std::span<const TokenId> assumed) const;
+  /** Instead of next(), for a token that was chosen by choice(). */
+  Sampled accept(TokenId token);
+
   [[nodiscard]] const SamplingParams& params() const { return params_; }
 
  private:
   [[nodiscard]] bool adjusts() const;
+  [[nodiscard]] bool penalises() const;
   void adjust(std::span<float> logits) const;
   [[nodiscard]] TokenId draw(std::span<const float> logits, std::size_t position) const;
 

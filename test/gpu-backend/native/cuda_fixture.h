@@ -8,6 +8,7 @@
 #include <iterator>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -33,6 +34,14 @@ struct FolderModel {
     config.vocab = config.tokenizer_vocab = count("vocab_size"), config.context = count("max_position_embeddings");
     config.rms_norm_eps = static_cast<float>(number("rms_norm_eps")), config.rope_theta = static_cast<float>(number("rope_theta"));
     config.tied = json.find("\"tie_word_embeddings\": true") != std::string::npos;
+
+    if (json.find("\"num_experts\":") != std::string::npos) {
+      config.moe = {count("num_experts"), count("num_experts_per_tok"), count("moe_intermediate_size"),
+                    count("shared_expert_intermediate_size"), json.find("\"norm_topk_prob\": true") != std::string::npos};
+    }
+    for (const auto& [name, format] : {std::pair{"gptq", qe::WeightFormat::gptq}, {"awq", qe::WeightFormat::awq}})
+      if (json.find(qe::concat("\"quant_method\": \"", name, "\"")) != std::string::npos)
+        config.weights = format, config.quant_group = count("group_size");
 
     const std::string file = text_of(path);
     std::uint64_t length = 0;

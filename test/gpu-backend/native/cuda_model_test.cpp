@@ -1,94 +1,16 @@
 // The whole engine on CUDA: the same model, scheduler and prefix cache as on the CPU, token for token; and its modes.
 
 #include <algorithm>
-#include <condition_variable>
-#include <map>
-#include <mutex>
 
 #include "cuda_device.h"
 #include "cuda_fixture.h"
-#include "engine/engine.h"
-#include "ops/cpu/cpu_ops.h"
-#include "ops/cuda/cuda_ops.h"
+#include "cuda_running.h"
 #include "ops/cuda/open.h"
 #include "tiny_model.h"
 
 namespace {
 
-using namespace qe;
-using cuda::CudaOps;
-using cuda::CudaOptions;
-using Precision = CudaOptions::Precision;
-using Tokens = std::vector<TokenId>;
-
-SchedulerLimits limits() {
-  SchedulerLimits limits;
-  limits.chunk = 40, limits.chunk_beside = 8, limits.batch = 8;
-  return limits;
-}
-
-/** An engine and its answers. */
-class Running {
- public:
-  template <class Model>
-  Running(const Model& model, std::unique_ptr<Ops> ops, std::size_t blocks = 64) {
-    AttentionShape shape;
-    shape.layers = model.config.layers, shape.kv_heads = model.config.kv_heads, shape.head_dim = model.config.head_dim;
-    EngineOptions options;
-    options.kv_bytes = blocks * ops->kv_block_bytes(shape);
-    options.limits = limits();
-    options.check_when_idle = true;
-    engine_ = std::make_unique<Engine>(std::move(ops), model.config, model.open(), options, [this](std::vector<Event>&& events) {
-      const std::scoped_lock lock(mutex_);
-      for (const Event& event : events) {
-        if (const auto* token = std::get_if<TokenEvent>(&event)) answers_[token->handle].push_back(token->sampled.token);
-        if (const auto* finish = std::get_if<FinishEvent>(&event)) ends_[finish->handle] = "";
-        if (const auto* failure = std::get_if<FailureEvent>(&event)) ends_[failure->handle] = failure->message;
-      }
-      changed_.notify_all();
-    });
-  }
-
-  Engine& engine() { return *engine_; }
-
-  std::vector<Tokens> answers(const std::vector<Request>& requests) {
-    std::vector<std::uint32_t> handles;
-    for (const Request& request : requests) handles.push_back(engine_->submit(request));
-    std::vector<Tokens> all;
-    std::unique_lock lock(mutex_);
-    for (const std::uint32_t handle : handles) {
-      changed_.wait(lock, [&] { return ends_.contains(handle); });
-      CHECK(ends_[handle].empty(), ends_[handle]);
-      all.push_back(answers_[handle]);
-    }
-    return all;
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::map<std::uint32_t, Tokens> answers_;
-  std::map<std::uint32_t, std::string> ends_;
-  std::unique_ptr<Engine> engine_;
-};
-
-std::unique_ptr<Ops> on_cuda(Precision precision, bool deterministic = false, bool graphs = true) {
-  return std::make_unique<CudaOps>(CudaOptions{precision, deterministic, graphs, std::max(limits().chunk, limits().batch + limits().chunk_beside)});
-}
-std::unique_ptr<Ops> on_cpu() { return std::make_unique<cpu::CpuOps>(1); }
-
-/** Prompts of these lengths, some sharing their beginning, greedy or sampled. */
-std::vector<Request> requests(std::size_t vocab, std::initializer_list<std::size_t> lengths, std::size_t answer) {
-  std::vector<Request> all;
-  for (const std::size_t length : lengths) {
-    Request request;
-    for (std::size_t i = 0; i < length; ++i) request.tokens.push_back(static_cast<TokenId>((i * 37 + (i > 18 ? length : 0) + 5) % vocab));
-    request.sampling.max_tokens = answer;
-    if (all.size() % 3 == 2) request.sampling.temperature = 0.9, request.sampling.top_k = 20, request.sampling.seed = length;
-    all.push_back(std::move(request));
-  }
-  return all;
-}
+using namespace running;
 
 TEST("cuda engine: answers token for token as the CPU's, batched, chunked, cached, with and without graphs") {
   const TinyModel model;

@@ -15,6 +15,9 @@ constexpr std::size_t kTileRows = 64;
 /** Rows of split-K attention that share scratch memory. */
 constexpr std::size_t kScratchRows = 64;
 
+/** From so many rows on cuBLASLt takes the products. */
+constexpr std::size_t kLibraryRows = 64;
+
 /** Above so many rows a four-bit matrix is unpacked for the tensor cores. */
 constexpr std::size_t kUnpackRows = 32;
 
@@ -22,7 +25,6 @@ Int4View view_of(const Weight& weight) {
   const auto of = [](std::size_t n) { return static_cast<std::uint32_t>(n); };
   return {static_cast<const std::uint8_t*>(weight.data), weight.scales, weight.offsets, of(weight.out), of(weight.in), of(weight.group)};
 }
-
 
 }  // namespace
 
@@ -208,7 +210,16 @@ void CudaOps::run_linear(const Call& call) {
   if (!tensor_cores) return gemv(stream_, call.a, call.rows, call.width, call.dtype, call.parts);
   auto* rounded = reinterpret_cast<Bf16*>(rounded_.get());
   round_to_bf16(stream_, call.a, call.rows * call.width, rounded);
-  gemm(stream_, rounded, call.rows, call.width, call.parts);
+  for (std::size_t i = 0; i < call.parts.count; ++i) product(rounded, call.rows, call.width, call.parts.part[i]);
+}
+
+/** On tensor cores, by the library where it is worth it. */
+void CudaOps::product(const Bf16* x, std::size_t rows, std::size_t in, const LinearPart& part) {
+  const std::size_t stride = part.stride == 0 ? part.out : part.stride;
+  const auto* weight = static_cast<const Bf16*>(part.weight);
+  if (library_ == nullptr || rows < kLibraryRows || !library_->matmul(stream_, x, rows, in, weight, part.out, part.y, stride, part.add))
+    return gemm(stream_, x, rows, in, {{part}, 1});
+  if (part.bias != nullptr) add_bias(stream_, part.bias, rows, part.out, stride, part.y);
 }
 
 /** The tensor cores round, and take a stretch of outputs at a time; deterministic and fp32 modes never use them here. */
@@ -226,7 +237,7 @@ void CudaOps::run_int4(const Call& call) {
     unpack_int4(stream_, w, first, outputs, unpacked);
     const LinearPart piece{unpacked, part.bias == nullptr ? nullptr : part.bias + first, part.y + first,
                            static_cast<std::uint32_t>(outputs), part.add, w.out};
-    gemm(stream_, rounded, call.rows, w.in, {{piece}, 1});
+    product(rounded, call.rows, w.in, piece);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "ops/cuda/cublaslt.h"
 #include "ops/cuda/driver.h"
 #include "ops/cuda/kernels.h"
 #include "ops/ops.h"
@@ -23,6 +24,8 @@ struct CudaOptions {
   bool graphs = true;
   /** Rows the model's buffers have; a graph's padding stays below. */
   std::size_t rows_max = 0;
+  /** cuBLASLt, for products of many rows; where it is absent, or in deterministic mode, our own kernel does them. */
+  std::string gemm_library = cuda::gemm_library();
 };
 
 /** One call of the model, as recorded for a graph. */
@@ -88,6 +91,8 @@ class CudaOps final : public Ops {
   void experts(const float* x, const float* router, std::size_t rows, const Experts& experts, float* y) override;
   void add_gated(const float* gate, const float* x, std::size_t rows, std::size_t width, float* y) override;
   void gather_logit_rows(const float* from, std::size_t width, float* to) override;
+  [[nodiscard]] bool chooses() const override { return true; }
+  std::vector<TokenId> choose_tokens(float* logits, std::size_t width, std::size_t vocab, std::span<const Choice> choices) override;
   std::span<const float> read(const float* from, std::size_t count) override;
 
  private:
@@ -114,6 +119,7 @@ class CudaOps final : public Ops {
   void issue(const Call& call);
   void run(const Call& call);
   void run_linear(const Call& call);
+  void product(const Bf16* x, std::size_t rows, std::size_t in, const LinearPart& part);
   void run_int4(const Call& call);
   void run_attention(const Call& call);
   void run_experts(const Call& call);
@@ -128,18 +134,19 @@ class CudaOps final : public Ops {
   Device device_;
   Stream stream_ = nullptr;
   Stream copies_[2] = {nullptr, nullptr};
+  std::unique_ptr<CublasLt> library_;
   std::vector<Memory> weights_;
   std::map<const void*, Memory> tables_;  // of experts' weights, by the first one's
-  Pinned staging_[2], indices_host_, result_;
-  std::size_t result_bytes_ = 0, next_copy_ = 0;
+  Pinned staging_[2], indices_host_, sampling_host_, result_;
+  std::size_t sampling_host_bytes_ = 0, result_bytes_ = 0, next_copy_ = 0;
 
   AttentionShape shape_;
-    std::vector<Memory> keys_, values_;       // per layer
+  std::vector<Memory> keys_, values_;       // per layer
   Memory cosine_, sine_;                    // [positions_][head_dim / 2]
   std::size_t positions_ = 0;
-  Memory indices_, rounded_, partial_, unpacked_, choices_, inner_;
+  Memory indices_, rounded_, partial_, unpacked_, choices_, inner_, sampling_;
   std::size_t indices_bytes_ = 0, rounded_bytes_ = 0, partial_bytes_ = 0, unpacked_bytes_ = 0;
-  std::size_t choices_bytes_ = 0, inner_bytes_ = 0;
+  std::size_t choices_bytes_ = 0, inner_bytes_ = 0, sampling_bytes_ = 0;
 
   const Batch* batch_ = nullptr;
   BatchView view_{};

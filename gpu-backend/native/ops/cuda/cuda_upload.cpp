@@ -21,12 +21,14 @@ CudaOps::CudaOps(const CudaOptions& options)
     : options_(options),
       staging_{Pinned(nullptr, free_pinned), Pinned(nullptr, free_pinned)},
       indices_host_(nullptr, free_pinned),
+      sampling_host_(nullptr, free_pinned),
       result_(nullptr, free_pinned) {
   if (const auto why = unavailable()) throw Error(ErrorCode::invalid_request, *why);
   device_ = cuda::device();
   stream_ = create_stream();
   for (Stream& copy : copies_) copy = create_stream();
   for (Pinned& part : staging_) part = pinned_memory(kStagingBytes);
+  if (rounds() && !options_.deterministic && !options_.gemm_library.empty()) library_ = CublasLt::open(options_.gemm_library);
 }
 
 CudaOps::~CudaOps() {
@@ -36,7 +38,10 @@ CudaOps::~CudaOps() {
 }
 
 std::string CudaOps::level() const {
-  return concat("sm_", device_.major, device_.minor, rounds() ? " bf16" : " f32", options_.deterministic ? " deterministic" : "");
+  return concat("sm_", device_.major, device_.minor, rounds() ? " bf16" : " f32", options_.deterministic ? " deterministic" : "",
+                library_ != nullptr                                           ? " cuBLASLt"
+                : options_.deterministic || options_.gemm_library.empty() ? ""
+                                                                              : " no " + options_.gemm_library);
 }
 
 CudaOps::Pinned CudaOps::pinned_memory(std::size_t bytes) {

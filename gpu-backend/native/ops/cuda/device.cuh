@@ -70,6 +70,8 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
 }
+/** Adds to an element of shared memory; @returns what it held. */
+__device__ __forceinline__ unsigned shared_add(unsigned* array, unsigned index, unsigned value) { return atomicAdd(array + index, value); }
 /** Copies 16 bytes to shared memory in the background; bytes beyond `valid` become zero. */
 __device__ __forceinline__ void cp_async(void* to, const void* from, unsigned valid) {
   const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to));
@@ -116,6 +118,9 @@ inline std::uint32_t round_bf16(float x) {
   return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 inline std::uint32_t pack_bf16(float low, float high) { return round_bf16(low) | round_bf16(high) << 16; }
+inline unsigned shared_add(const emulation::SharedArray<unsigned>& array, unsigned index, unsigned value) {
+  return emulation::atomic_add(array, index, value);
+}
 inline void cp_async(void* to, const void* from, unsigned valid) { emulation::copy_async(to, from, valid); }
 inline void cp_async_commit() { emulation::commit_copies(); }
 template <int Pending>

@@ -2,9 +2,10 @@
 
 // The few calls we make of the CUDA runtime, with two implementations: driver_cuda.cu on a GPU, driver_emulated.cpp on
 // the host (streams run at once, device memory is exact heap memory that AddressSanitizer fences, graphs replay their
-// launches with the arguments they were captured with). Every failure throws Error(internal) with CUDA's own words.
+// launches with the arguments they were captured with). Every failure throws Error(device) with CUDA's own words.
 
 #include <cstddef>
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -49,6 +50,11 @@ void begin_capture(Stream stream);
 Graph end_capture(Stream stream);
 void launch(Graph graph, Stream stream);
 void destroy(Graph graph) noexcept;
+
+/** A library's call, which puts work on the stream by itself; like a launch, it may be inside a capture. */
+void enqueue(Stream stream, std::function<void()> call);
+/** The name under which cuBLASLt is looked for; "" where there is none to look for. */
+const char* gemm_library();
 
 /** Throws for a launch that was refused (a shape the device cannot run). */
 void check_launch(const char* kernel);

@@ -1,5 +1,6 @@
 // The driver's twin on the host: see driver.h.
 
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -7,10 +8,11 @@
 
 #include "base/error.h"
 #include "emulation/block.h"
+#include "emulation/device_fault.h"
 #include "ops/cuda/driver.h"
 
 struct CUgraphExec_st {
-  std::vector<qe::emulation::Launch> launches;
+  std::vector<std::function<void()>> calls;
 };
 struct CUstream_st {
   CUgraphExec_st* capturing = nullptr;
@@ -21,6 +23,7 @@ namespace qe::cuda {
 void emulate(Stream stream, emulation::Launch launch);
 
 namespace {
+std::atomic<bool> lost = false;
 void outside_capture(Stream stream, const char* what) {
   if (stream->capturing != nullptr) throw Error(ErrorCode::internal, concat(what, " inside a graph's capture"));
 }
@@ -34,18 +37,26 @@ void* allocate(std::size_t bytes) {
 }  // namespace
 
 void emulate(Stream stream, emulation::Launch launch) {
-  if (stream->capturing != nullptr)
-    stream->capturing->launches.push_back(std::move(launch));
-  else
-    emulation::run(launch);
+  enqueue(stream, [launch = std::move(launch)] { emulation::run(launch); });
 }
+
+void enqueue(Stream stream, std::function<void()> call) {
+  if (stream->capturing != nullptr)
+    stream->capturing->calls.push_back(std::move(call));
+  else
+    call();
+}
+const char* gemm_library() { return ""; }
 
 std::optional<std::string> unavailable() { return std::nullopt; }
 Device device() { return {"emulated", 8, 0, std::size_t{16} << 30, std::size_t{16} << 30, 4}; }
 
 Stream create_stream() { return new CUstream_st; }
 void destroy_stream(Stream stream) { delete stream; }
-void synchronize(Stream stream) { outside_capture(stream, "a wait"); }
+void synchronize(Stream stream) {
+  outside_capture(stream, "a wait");
+  if (lost) throw Error(ErrorCode::device, "CUDA: the step: an illegal memory access was encountered");
+}
 
 void* allocate_device(std::size_t bytes) { return allocate(bytes); }
 void free_device(void* memory) noexcept { std::free(memory); }
@@ -80,11 +91,13 @@ Graph end_capture(Stream stream) {
 }
 void launch(Graph graph, Stream stream) {
   outside_capture(stream, "a graph");
-  for (const emulation::Launch& each : graph->launches) emulation::run(each);
+  for (const auto& call : graph->calls) call();
 }
 void destroy(Graph graph) noexcept { delete graph; }
 
 void check_launch(const char*) {}
+
+void lose_emulated_device(bool now) { lost = now; }
 
 double measure_ms(Stream, void (*work)(void*), void* argument) {
   const auto start = std::chrono::steady_clock::now();

@@ -93,6 +93,9 @@ inline constexpr std::size_t kGemvRows = 8;
 /** bf16 rows times bf16 weights on tensor cores; `in` a multiple of 8. */
 void gemm(Stream stream, const Bf16* x, std::size_t rows, std::size_t in, const LinearParts& parts);
 
+/** y[row] += bias; y: [rows][stride] */
+void add_bias(Stream stream, const float* bias, std::size_t rows, std::size_t width, std::size_t stride, float* y);
+
 /** A four-bit matrix on the device, laid out as packed.cu says. */
 struct Int4View {
   const std::uint8_t* nibbles;    // [out][in / 2]
@@ -124,5 +127,27 @@ void mix_experts(Stream stream, const ExpertsView& view, DType dtype, const floa
                  const ExpertChoice* choices, float* inner, float* y);
 /** y[row] += sigmoid(gate[row]) * x[row] */
 void add_gated(Stream stream, const float* gate, const float* x, std::size_t rows, std::size_t width, float* y);
+
+/** Changes one logit before its row is chosen from. */
+struct Adjustment {
+  static constexpr std::uint32_t kBias = 0xffffffff, kForbidden = 0xfffffffe;
+  std::uint32_t token;
+  std::uint32_t count;  // kBias, kForbidden, or how often the token seen is in the output
+  float bias;
+};
+/** How a row's token is chosen: ops/choice.h, as the kernel wants it. */
+struct RowChoice {
+  double scale;  // 1 / temperature; 0: the most likely token
+  double top_p, min_p, noise;
+  double repetition_penalty, presence_penalty, frequency_penalty;
+  std::uint32_t row, top_k;               // top_k: 0 or at most kTopKMax
+  std::uint32_t biases, seen, forbidden;  // adjustments, one kind after the other, each token once in a kind
+  std::uint32_t first;                    // where they begin
+};
+inline constexpr std::size_t kTopKMax = 512;
+/** chosen: [choices], tokens or 0xffffffff where the kernel leaves it to the host; the logits end as they were.
+    @param saved scratch, a float for each adjustment */
+void choose(Stream stream, float* logits, std::size_t width, std::size_t vocab, const RowChoice* choices, std::size_t count,
+            const Adjustment* adjustments, float* saved, std::uint32_t* chosen);
 
 }  // namespace qe::cuda

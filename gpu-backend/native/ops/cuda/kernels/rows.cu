@@ -44,6 +44,11 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(const float* from, con
   for (unsigned i = threadIdx.x; i < width; i += kThreads) target[i] = source[i];
 }
 
+__global__ void __launch_bounds__(kThreads) add_bias_kernel(const float* bias, unsigned width, unsigned stride, float* y) {
+  float* row = y + static_cast<std::size_t>(blockIdx.x) * stride;
+  for (unsigned i = threadIdx.x; i < width; i += kThreads) row[i] += bias[i];
+}
+
 __global__ void __launch_bounds__(kThreads) round_kernel(const float* x, std::size_t count, Bf16* y) {
   const std::size_t i = (static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x) * 2;
   if (i + 1 < count)
@@ -90,6 +95,11 @@ void silu_mul(Stream stream, const float* gate, const float* up, std::size_t cou
 
 void gather(Stream stream, const float* from, const std::uint32_t* rows, std::size_t count, std::size_t width, float* to) {
   LAUNCH(gather_kernel, static_cast<unsigned>(count), kThreads, 0, stream, from, rows, static_cast<unsigned>(width), to);
+}
+
+void add_bias(Stream stream, const float* bias, std::size_t rows, std::size_t width, std::size_t stride, float* y) {
+  LAUNCH(add_bias_kernel, static_cast<unsigned>(rows), kThreads, 0, stream, bias, static_cast<unsigned>(width),
+         static_cast<unsigned>(stride), y);
 }
 
 void round_to_bf16(Stream stream, const float* x, std::size_t count, Bf16* y) {

@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "base/choice.h"
 #include "base/error.h"
 #include "base/types.h"
 #include "checkpoint/tensor.h"
-#include "ops/choice.h"
 
 namespace qe {
 

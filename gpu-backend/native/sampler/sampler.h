@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/choice.h"
 #include "base/types.h"
-#include "ops/choice.h"
 
 namespace qe {
 

@@ -62,7 +62,7 @@ std::vector<float> logits_with(const FolderModel& model, const std::string& libr
   return one.logits(prompt, 128);
 }
 
-TEST("cuda: a prefill computes alike by cuBLASLt, without it, and where it knows no way") {
+TEST("cuda engine: a prefill computes alike by cuBLASLt, without it, and where it knows no way") {
   const FolderModel model(QE_ROOT "/test/golden/engine/dense-gqa-tied");
   std::string with, without, refused;
   fake() = {};

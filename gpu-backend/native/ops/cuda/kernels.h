@@ -135,7 +135,7 @@ struct Adjustment {
   std::uint32_t count;  // kBias, kForbidden, or how often the token seen is in the output
   float bias;
 };
-/** How a row's token is chosen: ops/choice.h, as the kernel wants it. */
+/** How a row's token is chosen: base/choice.h, as the kernel wants it. */
 struct RowChoice {
   double scale;  // 1 / temperature; 0: the most likely token
   double top_p, min_p, noise;

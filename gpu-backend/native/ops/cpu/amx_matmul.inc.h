@@ -16,7 +16,7 @@ inline constexpr std::size_t kPanelOutputs = kPanelTiles * 16;
 inline constexpr std::size_t kPieceBytes = 256;    // of each weight row at a time: 16 KB of a panel
 inline constexpr std::size_t kChunkOutputs = 256;  // whose sums are held at once,
 inline constexpr std::size_t kChunkRows = 512;     // for so many rows: 512 KB
-inline constexpr std::size_t kAhead = 1024;        // bytes of a weight row between reading and prefetching
+inline constexpr std::size_t kAhead = 512;         // bytes of a weight row between reading and prefetching
 inline constexpr std::size_t kSums = 256;  // floats of a tile of sums, [16 outputs][16 rows], or [16] for one row
 
 /** Bytes between the outputs of a tile of sums. */
@@ -29,12 +29,11 @@ struct Panel {
   bool in_place;  // then what comes after it is prefetched
 };
 
-/** Prefetches what will be read kAhead later: further on in the same 16 rows, or in those that the next panel has
- * there. */
+/** Prefetches what will be read kAhead later: further on in the same 16 rows, or at the beginning of the next 16. */
 inline void prefetch_rows(const std::byte* at, std::size_t row, std::size_t offset) {
-  const std::byte* ahead = at + (offset + kAhead < row ? kAhead : kAhead + (kPanelOutputs - 1) * row);
+  const std::byte* ahead = at + (offset + kAhead < row ? kAhead : kAhead + 15 * row);
 #pragma GCC unroll 16
-  for (std::size_t r = 0; r < 16; ++r) _mm_prefetch(reinterpret_cast<const char*>(ahead + r * row), _MM_HINT_T1);
+  for (std::size_t r = 0; r < 16; ++r) _mm_prefetch(reinterpret_cast<const char*>(ahead + r * row), _MM_HINT_T0);
 }
 
 template <int Lines, bool Skip>
@@ -281,25 +280,27 @@ inline void tile_matmul(const Product product, std::size_t begin, std::size_t en
     const std::size_t rows = std::min(kChunkRows, job.rows - row), blocks = div_up(rows, kPackRows);
     const std::byte* x = job.packed + row / kPackRows * block_bytes;
     const std::size_t piece = product.piece(blocks), apart = blocks * kSums;
+    // Weights read in place are bound by memory, which likes few streams: 16 rows at a time.
+    const std::size_t width = blocks == 1 ? 16 : kPanelOutputs;
     auto* held = sums.floats(kChunkOutputs / 16 * apart);
     for (std::size_t first = begin; first < end; first += kChunkOutputs) {
       const std::size_t last = std::min(first + kChunkOutputs, end);
       for (std::size_t k = 0; k < job.in; k += piece) {
         const std::size_t inputs = std::min(piece, job.in - k);
-        for (std::size_t n = first; n < last; n += kPanelOutputs) {
-          const std::size_t tiles = div_up(std::min(kPanelOutputs, last - n), 16);
+        for (std::size_t n = first; n < last; n += width) {
+          const std::size_t tiles = div_up(std::min(width, last - n), 16);
           Panel panel{static_cast<const std::byte*>(part.weight) + n * product.row_bytes, tiles, 16 * product.row_bytes,
                       product.row_bytes, true};
           if (blocks > 1 || !product.in_place() || n + tiles * 16 > part.out) {
-            const std::size_t width = product.bytes(inputs);
-            std::byte* to = copied.bytes(kPanelOutputs * width);
+            const std::size_t row_bytes = product.bytes(inputs);
+            std::byte* to = copied.bytes(kPanelOutputs * row_bytes);
             for (std::size_t i = 0; i < tiles * 16; ++i) {
               if (n + i < part.out)
-                product.copy(n + i, k, inputs, to + i * width);
+                product.copy(n + i, k, inputs, to + i * row_bytes);
               else
-                std::memset(to + i * width, 0, width);
+                std::memset(to + i * row_bytes, 0, row_bytes);
             }
-            panel = {to, tiles, 16 * width, width, false};
+            panel = {to, tiles, 16 * row_bytes, row_bytes, false};
           }
           for (std::size_t b = 0; b < blocks; ++b) {
             float* at = held + (n - first) / 16 * apart + b * kSums;

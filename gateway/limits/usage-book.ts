@@ -2,6 +2,7 @@
  * What a tenant used, by hour, key, model and template: added up in memory, written to SQLite within a second. Reads
  * take both together, so they are exact at once; a killed object loses what it had not yet written.
  */
+import * as z from 'zod/mini'
 import type { TokenUsage } from '../../src/protocol.ts'
 import type { Use } from './tenant-record.ts'
 
@@ -132,17 +133,31 @@ function cost({ prompt, cached, completion }: TokenUsage, price: Prices[string] 
   )
 }
 
-/** Reads the PRICES variable; what is not understood prices nothing. */
-export function parsePrices(text: string | undefined): Prices {
+const Price = z.number().check(z.gte(0), z.lte(1e6))
+const PriceList = z.record(
+  z.string(),
+  z.strictObject({ prompt: z.optional(Price), cached: z.optional(Price), completion: z.optional(Price) }),
+)
+
+let lastParsed: { text: string; prices: Prices } | undefined
+
+/** Reads the PRICES variable; of one that is not understood nothing counts, and the log says so, once an isolate. */
+export function parsePrices(text = '{}'): Prices {
+  if (lastParsed?.text !== text) lastParsed = { text, prices: readPrices(text) }
+  return lastParsed.prices
+}
+
+function readPrices(text: string): Prices {
   try {
-    const prices = JSON.parse(text ?? '{}') as Record<string, Partial<Prices[string]>>
+    const list = z.parse(PriceList, JSON.parse(text))
     return Object.fromEntries(
-      Object.entries(prices).map(([model, { prompt = 0, cached = prompt, completion = 0 }]) => [
+      Object.entries(list).map(([model, { prompt = 0, cached = prompt, completion = 0 }]) => [
         model,
         { prompt, cached, completion },
       ]),
     )
-  } catch {
+  } catch (cause) {
+    console.error('PRICES is not understood; usage has no cost', cause)
     return {}
   }
 }

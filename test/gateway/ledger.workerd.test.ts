@@ -43,6 +43,11 @@ it('a killed object forgets what it had not yet written, and no more', async () 
   })
 })
 
+it.each(['{"tiny": {"prompt": "0,5"}}', '{"tiny": {"prompt": -1}}', '{"tiny": {"promt": 1}}', '{', '[1]'])(
+  'has no prices where PRICES is %s',
+  (text) => expect(parsePrices(text)).toEqual({}),
+)
+
 it('usage survives a restart, and costs what it cost then', async () => {
   await inObject('usage', ({ sql }) => {
     const prices = parsePrices('{"tiny": {"prompt": 0.5, "cached": 0.05, "completion": 1.5}}')

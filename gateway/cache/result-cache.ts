@@ -8,6 +8,7 @@
  */
 import { ApiError } from '../../src/errors.ts'
 import { writeGrammar } from '../../src/grammar/grammar.ts'
+import { hex } from '../../src/hex.ts'
 import { isDeterministic } from '../../src/sampling.ts'
 import { factory } from '../app-env.ts'
 import { cachePolicy, policyFor } from './cache-policy.ts'
@@ -77,8 +78,7 @@ export async function cacheKey(
   new DataView(bytes.buffer).setUint32(0, settings.byteLength)
   bytes.set(settings, 4)
   bytes.set(new Uint8Array(Uint32Array.from(tokenIds).buffer), 4 + settings.byteLength)
-  const digest = await crypto.subtle.digest('SHA-256', bytes)
-  return [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, '0')).join('')
+  return hex(await crypto.subtle.digest('SHA-256', bytes))
 }
 
 export function cacheControl(header = ''): { noStore: boolean; noCache: boolean; maxAgeS: number } {

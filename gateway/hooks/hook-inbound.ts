@@ -5,7 +5,7 @@
 import { ApiError } from '../../src/errors.ts'
 import { factory } from '../app-env.ts'
 import { limitedBody } from '../chat/limited-body.ts'
-import { holding, isHookId, readHook, signingOf, type HookRecord } from './hook.ts'
+import { holding, isHookId, signingOf, storedHook, type HookRecord } from './hook.ts'
 import { passes, readPayload, renderRequest, type Event } from './hook-request.ts'
 import { eventId, isGenuine } from './hook-verify.ts'
 import { isTerminal, jobView } from '../jobs/job.ts'
@@ -24,7 +24,7 @@ const knownAddress = factory.createMiddleware(async function knownAddress(c, nex
 
 export const inbound = factory.createHandlers(knownAddress, limitedBody, async function inbound(c) {
   const body = await c.req.text()
-  const hook = await readHook(c.env, c.req.param('id') ?? '')
+  const hook = await storedHook(c.env, c.req.param('id') ?? '')
   if (hook === null) throw nowhere()
   const signed = { headers: c.req.raw.headers, body }
   const secrets = holding(hook.verify.secrets, Date.now())

@@ -9,6 +9,7 @@
  *
  * A signed timestamp may be 300 s off. What must run once is known by an id that the signature covers.
  */
+import { hex } from '../../src/hex.ts'
 import { Webhook } from 'standardwebhooks'
 import type { Verification } from './hook.ts'
 import { sameText } from '../keys/identify.ts'
@@ -87,8 +88,6 @@ export async function eventId(
 }
 
 const utf8 = new TextEncoder()
-export const hex = (bytes: ArrayBuffer) =>
-  [...new Uint8Array(bytes)].map((byte) => byte.toString(16).padStart(2, '0')).join('')
 
 export async function hmacHex(secret: string, text: string): Promise<string> {
   const algorithm = { name: 'HMAC', hash: 'SHA-256' }

@@ -1,8 +1,8 @@
 /** One inbound webhook: whose it is, how its caller proves itself, and what is asked of the model when it is called. */
 import { DurableObject } from 'cloudflare:workers'
 import { ApiError } from '../../src/errors.ts'
-import { sameText, type Caller } from '../keys/identify.ts'
-import { hex, hmacHex } from './hook-verify.ts'
+import { hex } from '../../src/hex.ts'
+import { hashKey, sameText, type Caller } from '../keys/identify.ts'
 import type { Endpoint } from '../jobs/job.ts'
 
 const record_chars_max = 256 * 1024
@@ -80,10 +80,14 @@ export async function isHookId(env: Env, id: string): Promise<boolean> {
   return random !== undefined && given !== undefined && sameText(given, await tag(env, random))
 }
 
-const tag = async (env: Env, random: string) => (await hmacHex(env.KEY_PEPPER, `hook:${random}`)).slice(0, 12)
+const tag = async (env: Env, random: string) => (await hashKey(env.KEY_PEPPER, `hook:${random}`)).slice(0, 12)
 
 export async function readHook(env: Env, id: string): Promise<HookRecord | null> {
-  if (!(await isHookId(env, id))) return null
+  return (await isHookId(env, id)) ? storedHook(env, id) : null
+}
+
+/** @param id one that isHookId knows. */
+export async function storedHook(env: Env, id: string): Promise<HookRecord | null> {
   const text = await hookOf(env, id).read()
   return text === null ? null : (JSON.parse(text) as HookRecord)
 }

@@ -4,6 +4,7 @@
  * is remembered by the isolate alone: a key's 256 random bits are never guessed before they are made, so a cached
  * absence cannot hide a new key. When storage fails the answer is 503, never 401.
  */
+import { hex } from '../../src/hex.ts'
 import { ApiError } from '../../src/errors.ts'
 import { isWellFormedKey } from '../../src/keys.ts'
 import type { KeyRecord } from './directory.ts'
@@ -77,7 +78,7 @@ export const directoryOf = (env: Env, hash: string) => env.DIRECTORY.getByName(`
 
 let hmacKey: { pepper: string; key: CryptoKey } | undefined
 
-/** Hex of HMAC-SHA256 under the operator's pepper: a stolen directory gives no keys. */
+/** Hex of HMAC-SHA256 under the operator's pepper: a stolen directory gives no keys, and nobody else makes a hook's id. */
 export async function hashKey(pepper: string, key: string): Promise<string> {
   if (hmacKey?.pepper !== pepper) {
     const algorithm = { name: 'HMAC', hash: 'SHA-256' }
@@ -87,7 +88,7 @@ export async function hashKey(pepper: string, key: string): Promise<string> {
     }
   }
   const mac = await crypto.subtle.sign('HMAC', hmacKey.key, new TextEncoder().encode(key))
-  return [...new Uint8Array(mac)].map((byte) => byte.toString(16).padStart(2, '0')).join('')
+  return hex(mac)
 }
 
 /** Constant time in the content; the length may show. */

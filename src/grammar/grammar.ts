@@ -38,8 +38,17 @@ export const GrammarSpec = z.discriminatedUnion('type', [
 ])
 export type GrammarSpec = z.infer<typeof GrammarSpec>
 
-/** Throws GrammarError with what cannot be served. */
+/** By request: its check, its cache key and each of its answers want the same text. */
+const known = new WeakMap<GrammarSpec, WrittenGrammar>()
+
+/** Throws GrammarError with what cannot be served. @param spec not changed afterwards. */
 export function writeGrammar(spec: GrammarSpec): WrittenGrammar {
+  const written = known.get(spec) ?? write(spec)
+  known.set(spec, written)
+  return written
+}
+
+function write(spec: GrammarSpec): WrittenGrammar {
   if (spec.type === 'ebnf') return { text: spec.grammar, counted: Infinity }
   const grammar = new Grammar()
   return grammar.write(rootOf(grammar, spec))

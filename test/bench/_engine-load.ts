@@ -2,6 +2,7 @@
 import type { Engine, EngineEvent } from '../../gpu-backend/engine.ts'
 import type { GrammarSpec } from '../../src/grammar/grammar.ts'
 import type { ResolvedSampling } from '../../src/sampling.ts'
+import { greedy } from '../gpu-backend/engine-fixtures.ts'
 
 export type Finish = Extract<EngineEvent, { type: 'finish' }>
 
@@ -30,24 +31,7 @@ export async function ask(
 ): Promise<Finish> {
   const tokenIds = Uint32Array.from({ length }, (_, i) => (i * 7919 + 13) % 2000)
   if (options.last !== undefined) tokenIds[length - 1] = options.last
-  const sampling: ResolvedSampling = {
-    temperature: 0,
-    top_p: 1,
-    top_k: 0,
-    min_p: 0,
-    repetition_penalty: 1,
-    presence_penalty: 0,
-    frequency_penalty: 0,
-    seed: null,
-    max_tokens,
-    min_tokens: 0,
-    stop_token_ids: [],
-    ignore_eos: true,
-    logit_bias: {},
-    logprobs: null,
-    n: 1,
-    grammar: null,
-  }
+  const sampling: ResolvedSampling = { ...greedy, max_tokens }
   const constraint = options.grammar && (await engine.constrain(options.grammar, sampling))
   return new Promise((resolve, reject) => {
     const handle = engine.submit(

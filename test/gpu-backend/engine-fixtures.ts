@@ -3,7 +3,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Engine, EngineEvent, EngineRequest } from '../../gpu-backend/engine.ts'
 import type { TokenLogprobs } from '../../src/protocol.ts'
-import type { ResolvedSampling } from '../../src/sampling.ts'
+import { resolveSampling, type ResolvedSampling } from '../../src/sampling.ts'
 
 const root = join(import.meta.dirname, '../..')
 const golden = join(root, 'test/golden/engine')
@@ -64,24 +64,12 @@ export function loss(got: Float32Array, want: Float32Array, width: number): { kl
   return { kl: kl / rows, sameTop: same / rows }
 }
 
-export const greedy: ResolvedSampling = {
-  temperature: 0,
-  top_p: 1,
-  top_k: 0,
-  min_p: 0,
-  repetition_penalty: 1,
-  presence_penalty: 0,
-  frequency_penalty: 0,
-  seed: null,
-  max_tokens: 64,
-  min_tokens: 0,
-  stop_token_ids: [],
-  ignore_eos: true,
-  logit_bias: {},
-  logprobs: null,
-  n: 1,
-  grammar: null,
-}
+/** All of a model's own defaults left out, and no end but max_tokens. */
+export const greedy: ResolvedSampling = resolveSampling(
+  { temperature: 0, ignore_eos: true },
+  { temperature: 0, top_p: 1, top_k: 0, repetition_penalty: 1 },
+  64,
+)
 
 export type Finish = Extract<EngineEvent, { type: 'finish' }>
 

@@ -6,6 +6,7 @@
 #include "cuda_device.h"
 #include "ops/cuda/cuda_ops.h"
 #include "sampler/sampler.h"
+#include "sampling_params.h"
 
 namespace {
 
@@ -28,18 +29,8 @@ Floats logits_of(std::size_t vocab, unsigned seed) {
 }
 
 SamplingParams any_params(std::mt19937& random, std::size_t vocab) {
-  const auto maybe = [&](auto value, auto otherwise) { return random() % 2 == 0 ? value : otherwise; };
   const auto any = [&] { return static_cast<TokenId>(random() % vocab); };
-  SamplingParams p;
-  p.temperature = random() % 4 == 0 ? 0.0 : 0.1 + static_cast<double>(random() % 20) / 10;
-  p.top_p = maybe(0.05 + static_cast<double>(random() % 19) / 20, 1.0);
-  p.top_k = maybe(std::size_t{1 + random() % 50}, std::size_t{0});
-  p.min_p = maybe(static_cast<double>(random() % 10) / 30, 0.0);
-  p.repetition_penalty = maybe(0.8 + static_cast<double>(random() % 8) / 10, 1.0);
-  p.presence_penalty = maybe(static_cast<double>(random() % 40) / 10 - 2, 0.0);
-  p.frequency_penalty = maybe(static_cast<double>(random() % 40) / 10 - 2, 0.0);
-  p.seed = random();
-  p.min_tokens = random() % 6;
+  SamplingParams p = any_options(random, random() % 4 == 0 ? 0.0 : 0.1 + static_cast<double>(random() % 20) / 10);
   if (vocab > 4) p.stop = {any(), any(), 1, 1};
   for (std::size_t i = 0; i < random() % 3 && i < vocab; ++i) p.logit_bias.emplace_back(i * vocab / 3, static_cast<float>(random() % 9) - 4);
   return p;

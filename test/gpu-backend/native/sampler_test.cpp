@@ -10,6 +10,7 @@
 #include "base/philox.h"
 #include "check.h"
 #include "sampler/sampler.h"
+#include "sampling_params.h"
 
 namespace {
 
@@ -69,20 +70,10 @@ TokenId plain(const Floats& raw, const SamplingParams& p, const std::vector<Toke
 
 TEST("sampler: every option, alone and together, picks what the plain reference picks") {
   std::mt19937 random(3);
-  const auto maybe = [&](auto value, auto otherwise) { return random() % 2 == 0 ? value : otherwise; };
   for (unsigned round = 0; round < 3000; ++round) {
     const std::size_t vocab = 1 + random() % 700;
     const auto any = [&] { return static_cast<TokenId>(random() % vocab); };
-    SamplingParams p;
-    p.temperature = maybe(0.1 + static_cast<double>(random() % 20) / 10, 0.0);
-    p.top_p = maybe(0.05 + static_cast<double>(random() % 19) / 20, 1.0);
-    p.top_k = maybe(std::size_t{1 + random() % 50}, std::size_t{0});
-    p.min_p = maybe(static_cast<double>(random() % 10) / 30, 0.0);
-    p.repetition_penalty = maybe(0.8 + static_cast<double>(random() % 8) / 10, 1.0);
-    p.presence_penalty = maybe(static_cast<double>(random() % 40) / 10 - 2, 0.0);
-    p.frequency_penalty = maybe(static_cast<double>(random() % 40) / 10 - 2, 0.0);
-    p.seed = random();
-    p.min_tokens = random() % 6;
+    SamplingParams p = any_options(random, random() % 2 == 0 ? 0.1 + static_cast<double>(random() % 20) / 10 : 0.0);
     for (std::size_t i = random() % 3; i > 0; --i) p.stop.push_back(any());
     if (vocab < 4) p.stop.clear();
     for (std::size_t i = random() % 3; i > 0; --i)

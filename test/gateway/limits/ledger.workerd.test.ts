@@ -1,11 +1,11 @@
 import { env } from 'cloudflare:workers'
 import { runInDurableObject } from 'cloudflare:test'
 import { expect, it } from 'vitest'
-import { identify } from '../../gateway/keys/identify.ts'
-import { Ledger } from '../../gateway/limits/ledger.ts'
-import { countRequest, unlimited } from '../../gateway/limits/limits.ts'
-import { parsePrices, UsageBook } from '../../gateway/limits/usage-book.ts'
-import { makeKey } from '../../src/keys.ts'
+import { identify } from '../../../gateway/keys/identify.ts'
+import { Ledger } from '../../../gateway/limits/ledger.ts'
+import { countRequest, unlimited } from '../../../gateway/limits/limits.ts'
+import { parsePrices, UsageBook } from '../../../gateway/limits/usage-book.ts'
+import { makeKey } from '../../../src/keys.ts'
 
 const inObject = <T>(name: string, work: (storage: DurableObjectStorage) => T) =>
   runInDurableObject(env.TENANT.getByName(name), (_, state) => work(state.storage))

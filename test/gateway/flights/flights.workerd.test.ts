@@ -1,9 +1,9 @@
 import { env } from 'cloudflare:workers'
 import { abortAllDurableObjects } from 'cloudflare:test'
 import { afterEach, describe, expect, it } from 'vitest'
-import { flight_objects, flightsOf } from '../../gateway/flights/flight-names.ts'
-import { admin, ask, fetchEdge, newTenant, post, question, read } from './edge-client.ts'
-import { idsOf, saying, scriptedBackend, type Run, type ScriptedBackend } from './scripted-backend.ts'
+import { flight_objects, flightsOf } from '../../../gateway/flights/flight-names.ts'
+import { admin, ask, fetchEdge, newTenant, post, question, read } from '../edge-client.ts'
+import { idsOf, saying, scriptedBackend, type Run, type ScriptedBackend } from '../scripted-backend.ts'
 
 let backend: ScriptedBackend
 afterEach(() => backend.restore())

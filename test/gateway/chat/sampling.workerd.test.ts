@@ -1,7 +1,7 @@
 /** Each option of sampling by its name in the API, as it reaches the backend. */
 import { afterEach, expect, it } from 'vitest'
-import { newTenant, post, question } from './edge-client.ts'
-import { saying, scriptedBackend, type ScriptedBackend } from './scripted-backend.ts'
+import { newTenant, post, question } from '../edge-client.ts'
+import { saying, scriptedBackend, type ScriptedBackend } from '../scripted-backend.ts'
 
 let backend: ScriptedBackend
 afterEach(() => backend.restore())

@@ -1,7 +1,7 @@
 /** Calls in text, however the text was cut into pieces. */
 import * as fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { ToolCallReader, type Piece } from '../../gateway/chat/tool-call-reader.ts'
+import { ToolCallReader, type Piece } from '../../../gateway/chat/tool-call-reader.ts'
 
 interface Seen {
   content: string

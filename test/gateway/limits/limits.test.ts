@@ -12,9 +12,9 @@ import {
   type Limits,
   type Reservation,
   type Scope,
-} from '../../gateway/limits/limits.ts'
+} from '../../../gateway/limits/limits.ts'
 
-/** `OPERATIONS=1000000 npx vitest run --project node test/gateway/limits.test.ts` is the long run. */
+/** `OPERATIONS=1000000 npx vitest run --project node test/gateway/limits/limits.test.ts` is the long run. */
 const operations = Number(process.env['OPERATIONS'] ?? 40_000)
 declare const process: { env: Record<string, string | undefined> }
 const noon = Date.UTC(2026, 0, 31, 12)

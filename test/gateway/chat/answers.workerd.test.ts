@@ -1,11 +1,11 @@
 /** Several answers as one stream: its order is its own, whatever the engine's was. */
 import * as fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { Answers, type Delta } from '../../gateway/chat/answers.ts'
-import type { Prompt } from '../../gateway/chat/prompt.ts'
-import type { GenerateEvent } from '../../src/protocol.ts'
-import { resolveSampling } from '../../src/sampling.ts'
-import { idsOf } from './scripted-backend.ts'
+import { Answers, type Delta } from '../../../gateway/chat/answers.ts'
+import type { Prompt } from '../../../gateway/chat/prompt.ts'
+import type { GenerateEvent } from '../../../src/protocol.ts'
+import { resolveSampling } from '../../../src/sampling.ts'
+import { idsOf } from '../scripted-backend.ts'
 
 const nothing = { temperature: 0, top_p: 1, top_k: 0, repetition_penalty: 1 }
 const prompt = (n: number, stop: string[] = []): Prompt => ({

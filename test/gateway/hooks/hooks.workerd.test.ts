@@ -1,8 +1,8 @@
 import { env, exports } from 'cloudflare:workers'
 import { Webhook } from 'standardwebhooks'
 import { describe, expect, it } from 'vitest'
-import { isHookId } from '../../gateway/hooks/hook.ts'
-import { hmacHex } from '../../gateway/hooks/hook-verify.ts'
+import { isHookId } from '../../../gateway/hooks/hook.ts'
+import { hmacHex } from '../../../gateway/hooks/hook-verify.ts'
 
 type Made = {
   id: string

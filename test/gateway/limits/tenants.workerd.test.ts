@@ -1,8 +1,8 @@
 import { env } from 'cloudflare:workers'
 import { afterEach, describe, expect, it, vi } from 'vitest'
-import { admin } from './edge-client.ts'
-import { fakeBackend } from './fake-backend.ts'
-import { chat, get, json, newTenant, until } from './tenant-client.ts'
+import { admin } from '../edge-client.ts'
+import { fakeBackend } from '../fake-backend.ts'
+import { chat, get, json, newTenant, until } from '../tenant-client.ts'
 
 const backend = fakeBackend()
 afterEach(() => vi.useRealTimers())

@@ -1,9 +1,9 @@
 import { env } from 'cloudflare:workers'
 import { runDurableObjectAlarm } from 'cloudflare:test'
 import { afterEach, describe, expect, it, vi } from 'vitest'
-import { admin } from './edge-client.ts'
-import { chat, get, json, newTenant, until } from './tenant-client.ts'
-import { fakeBackend } from './fake-backend.ts'
+import { admin } from '../edge-client.ts'
+import { chat, get, json, newTenant, until } from '../tenant-client.ts'
+import { fakeBackend } from '../fake-backend.ts'
 
 const backend = fakeBackend()
 afterEach(() => vi.useRealTimers())

@@ -1,6 +1,6 @@
 import * as fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { partText, readMultipart } from '../../gateway/jobs/multipart.ts'
+import { partText, readMultipart } from '../../../gateway/jobs/multipart.ts'
 
 const utf8 = new TextEncoder()
 const type = 'multipart/form-data; boundary=b0'

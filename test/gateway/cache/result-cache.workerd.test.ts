@@ -1,8 +1,8 @@
 import { env } from 'cloudflare:workers'
 import { afterEach, describe, expect, it } from 'vitest'
-import { lookup, storeNear, type Entry } from '../../gateway/cache/result-store.ts'
-import { admin, ask, fetchEdge, newTenant } from './edge-client.ts'
-import { saying, scriptedBackend, type ScriptedBackend } from './scripted-backend.ts'
+import { lookup, storeNear, type Entry } from '../../../gateway/cache/result-store.ts'
+import { admin, ask, fetchEdge, newTenant } from '../edge-client.ts'
+import { saying, scriptedBackend, type ScriptedBackend } from '../scripted-backend.ts'
 
 let backend: ScriptedBackend
 afterEach(() => backend.restore())

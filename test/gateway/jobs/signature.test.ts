@@ -1,7 +1,7 @@
 import OpenAI from 'openai'
 import { Webhook } from 'standardwebhooks'
 import { expect, it } from 'vitest'
-import { makeSigningPair, makeSigningSecret, signature } from '../../gateway/jobs/signature.ts'
+import { makeSigningPair, makeSigningSecret, signature } from '../../../gateway/jobs/signature.ts'
 
 it('v1a is Ed25519 over id, time and body, and verifies by the public key alone', async () => {
   const { private_key, public_key } = await makeSigningPair()

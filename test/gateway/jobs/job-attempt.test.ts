@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
-import { attemptEnd } from '../../gateway/jobs/job-attempt.ts'
-import type { Answer } from '../../gateway/chat/answer.ts'
-import { ApiError, type ErrorCode } from '../../src/errors.ts'
+import { attemptEnd } from '../../../gateway/jobs/job-attempt.ts'
+import type { Answer } from '../../../gateway/chat/answer.ts'
+import { ApiError, type ErrorCode } from '../../../src/errors.ts'
 
 const failure = (code: ErrorCode, retryAfterS: number | null = null): Answer => ({
   ok: false,

@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { SlidingWindow } from '../../gateway/limits/sliding-window.ts'
+import { SlidingWindow } from '../../../gateway/limits/sliding-window.ts'
 
 const window_ms = 60_000
 

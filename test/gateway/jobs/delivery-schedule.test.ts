@@ -8,7 +8,7 @@ import {
   nextGap,
   retryAfter,
   timeScale,
-} from '../../gateway/jobs/delivery-schedule.ts'
+} from '../../../gateway/jobs/delivery-schedule.ts'
 
 const hour = 3_600_000
 

@@ -1,7 +1,7 @@
 import { env, exports } from 'cloudflare:workers'
 import { describe, expect, it } from 'vitest'
-import { tokenizer } from '../../gateway/model.ts'
-import { prepare } from '../../gateway/chat/prompt.ts'
+import { tokenizer } from '../../../gateway/model.ts'
+import { prepare } from '../../../gateway/chat/prompt.ts'
 
 const call = async (path: string, body?: unknown, method = body === undefined ? 'GET' : 'POST', token = '') =>
   exports.default.fetch(

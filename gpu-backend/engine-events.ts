@@ -8,7 +8,7 @@ export type EngineEvent =
   | { type: 'finish'; reason: FinishReason; usage: TokenUsage; timing: Timing }
   | { type: 'error'; code: string; message: string; retryable: boolean }
 
-/** In place of a request's handle: the engine itself, whose device is lost. */
+/** In place of a request's handle: the engine itself, which has failed. */
 export const engine_handle = 0
 
 const finish_reasons = ['stop', 'length', 'cancelled', 'deadline'] as const satisfies FinishReason[]

@@ -53,8 +53,8 @@ export interface EngineOptions {
   weights?: 'stored' | 'int8'
   /** Checks the block accounting whenever the last request ends. Default false. */
   checkWhenIdle?: boolean
-  /** The GPU failed: what ran has ended with errors, and only a new process can compute again. */
-  onDeviceLost?: (message: string) => void
+  /** The GPU failed, or the accounting of blocks: what ran has ended with errors, and only a new process can compute again. */
+  onFailed?: (message: string) => void
 }
 
 export interface ModelInfo {
@@ -178,7 +178,7 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
   function deliver(): void {
     for (const [handle, event] of readEvents(native)) {
       if (handle === engine_handle) {
-        if (event.type === 'error') options.onDeviceLost?.(event.message)
+        if (event.type === 'error') options.onFailed?.(event.message)
         continue
       }
       const handler = handlers.get(handle)

@@ -1,6 +1,6 @@
 /**
  * The backend as a process. It listens before it loads the weights, so whoever runs it can tell a slow start from a
- * dead one; a checkpoint that cannot be loaded ends it with one line, a GPU that fails with status 1. SIGTERM drains. As a child with an IPC channel
+ * dead one; a checkpoint that cannot be loaded ends it with one line, an engine that fails (its GPU, its accounting) with status 1. SIGTERM drains. As a child with an IPC channel
  * it ends with its parent, at once: nothing here outlives `npm start`.
  */
 import { once } from 'node:events'
@@ -51,7 +51,7 @@ async function load({ model, ...options }: Settings): Promise<Engine> {
   const started = performance.now()
   const source = await resolveModel(model)
   const card = await modelCard(source)
-  const engine = await openEngine({ modelDir: source.dir, ...options, onDeviceLost })
+  const engine = await openEngine({ modelDir: source.dir, ...options, onFailed })
   service.attach(engine, card)
   const { dtype, device, cudaMissing, kernelLevel, threads } = engine.model
   const why = cudaMissing === undefined ? '' : ` (no GPU: ${cudaMissing})`
@@ -75,7 +75,8 @@ function stop(): void {
 }
 
 /** What ran has failed; its last events leave, then whoever runs this process starts it again. */
-function onDeviceLost(message: string): void {
+function onFailed(message: string): void {
+  service.fail(message)
   if (stopping) process.exit(1)
   stopping = true
   say(`${message}: this process ends, to be started again`)

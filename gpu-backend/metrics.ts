@@ -132,13 +132,11 @@ function tenantCounters(registers: Registry[]): (tenants: TenantStats[]) => void
       counter: new Counter({ name, help: `${unit}, by tenant`, labelNames: ['salt'], registers }),
     }
   })
-  const seen = new Map<string, number>()
   return (tenants) => {
-    for (const { what, counter } of counters)
-      for (const tenant of tenants) {
-        const key = `${what} ${tenant.salt}`
-        counter.inc({ salt: tenant.salt }, Math.max(0, tenant[what] - (seen.get(key) ?? 0)))
-        seen.set(key, tenant[what])
-      }
+    for (const { what, counter } of counters) {
+      // Anew each time: the engine names the tenants that came last, and the others' series end.
+      counter.reset()
+      for (const { salt, ...totals } of tenants) counter.inc({ salt }, totals[what])
+    }
   }
 }

@@ -32,12 +32,15 @@ export interface Service {
   app: Hono
   /** From here on it is ready. */
   attach(engine: Engine, card: ModelCard): void
+  /** It cannot compute any more: not healthy, and what comes is refused with the reason. */
+  fail(reason: string): void
   /** Takes no more; resolves when what runs has ended, or was cancelled because `grace_ms` was over. */
   drain(grace_ms: number): Promise<void>
 }
 
 export function createService(options: ServiceOptions): Service {
   let loaded: { engine: Engine; card: ModelCard } | null = null
+  let failure: string | null = null
   let draining = false
   let asleep = false
   /** Sleeping and waking, one after the other. */
@@ -56,7 +59,14 @@ export function createService(options: ServiceOptions): Service {
     if (loaded !== null) return loaded
     throw new ApiError('backend_unavailable', 'The model is still loading', { retryAfterS: retry_after_s })
   }
+  const alive = () => {
+    if (failure !== null)
+      throw new ApiError('backend_unavailable', `The engine has failed: ${failure}`, {
+        retryAfterS: retry_after_s,
+      })
+  }
   const accepting = () => {
+    alive()
     if (asleep)
       throw new ApiError('backend_unavailable', 'This backend sleeps: POST /v1/wake', {
         retryAfterS: retry_after_s,
@@ -66,7 +76,10 @@ export function createService(options: ServiceOptions): Service {
   }
 
   const app = new Hono()
-    .get('/health', (c) => c.json({ status: 'ok' }))
+    .get('/health', (c) => {
+      alive()
+      return c.json({ status: 'ok' })
+    })
     .get('/ready', (c) => c.json({ status: 'ready', model: accepting().card.id }))
     .get('/metrics', async (c) => c.body(await metrics.text(), 200, { 'content-type': metrics.contentType }))
     .use('/v1/*', secretRequired(options.secret))
@@ -145,6 +158,9 @@ export function createService(options: ServiceOptions): Service {
     app,
     attach(engine, card) {
       loaded = { engine, card }
+    },
+    fail(reason) {
+      failure = reason
     },
     async drain(grace_ms) {
       draining = true

@@ -64,6 +64,23 @@ describe('an engine that fails', () => {
     expect(await service.cancel('r1')).toEqual({ request_id: 'r1', usage: null })
   })
 
+  it('for good, while nobody asks: it is not healthy, and refuses with the reason', async () => {
+    service = await served(scriptedEngine(), card)
+    expect((await fetch(`${service.url}/health`)).status).toBe(200)
+    service.fail('block 7 is free twice')
+    const answers = [
+      await fetch(`${service.url}/health`),
+      await fetch(`${service.url}/ready`),
+      await service.post('/v1/generate', request()),
+    ]
+    for (const answer of answers) {
+      expect(answer.status).toBe(503)
+      expect(await answer.json()).toMatchObject({
+        error: { code: 'backend_unavailable', message: expect.stringContaining('block 7 is free twice') },
+      })
+    }
+  })
+
   it('before its first token: a status, not a stream', async () => {
     const engine = scriptedEngine((run) =>
       setTimeout(

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <thread>
 
@@ -69,12 +70,22 @@ struct Runtime {
 
   ~Runtime() { shut(); }
 
-  /** Joins the engine's thread and gives back weights and KV. */
+  /** Waits for the engine's thread, on any thread. */
+  void join() {
+    const std::scoped_lock lock(ending_);
+    if (engine) engine->close();
+  }
+
+  /** Joins and gives back weights and KV. The environment's end may call it while a join() is under way. */
   void shut() {
+    const std::scoped_lock lock(ending_);
     engine.reset();
     if (!released) wake.Release();
     released = true;
   }
+
+ private:
+  std::mutex ending_;
 };
 
 /** Waits for the engine's thread. */
@@ -83,7 +94,7 @@ class Joining : public Napi::AsyncWorker {
   Joining(Napi::Env env, std::shared_ptr<Runtime> runtime)
       : Napi::AsyncWorker(env), done_(Napi::Promise::Deferred::New(env)), runtime_(std::move(runtime)) {}
   Napi::Promise promise() { return done_.Promise(); }
-  void Execute() override { runtime_->engine->close(); }
+  void Execute() override { runtime_->join(); }
   void OnOK() override {
     runtime_->shut();
     done_.Resolve(Env().Undefined());
@@ -96,20 +107,24 @@ class Joining : public Napi::AsyncWorker {
 
 class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
  public:
-  static Napi::FunctionReference constructor;
+  /** One an environment: threads that load the addon have their own. */
+  static Napi::Object create(Napi::Env env, const std::shared_ptr<Runtime>& runtime) {
+    auto held = runtime;
+    return env.GetInstanceData<Napi::FunctionReference>()->New(
+        {Napi::External<std::shared_ptr<Runtime>>::New(env, &held)});
+  }
 
   static void define(Napi::Env env) {
-    Napi::Function type = DefineClass(
-        env, "NativeEngine",
-        {InstanceMethod<&NativeEngine::submit>("submit"), InstanceMethod<&NativeEngine::cancel>("cancel"),
-         InstanceMethod<&NativeEngine::mask>("mask"), InstanceMethod<&NativeEngine::drain>("drain"), InstanceMethod<&NativeEngine::keep_alive>("keepAlive"),
-         InstanceMethod<&NativeEngine::stats>("stats"),
-         InstanceMethod<&NativeEngine::tenants>("tenants"), InstanceMethod<&NativeEngine::info>("info"),
-         InstanceMethod<&NativeEngine::logits>("logits"),
-         InstanceMethod<&NativeEngine::check_integrity>("checkIntegrity"),
-         InstanceMethod<&NativeEngine::close>("close")});
-    constructor = Napi::Persistent(type);
-    constructor.SuppressDestruct();
+    Napi::Function type =
+        DefineClass(env, "NativeEngine",
+                    {InstanceMethod<&NativeEngine::submit>("submit"), InstanceMethod<&NativeEngine::cancel>("cancel"),
+                     InstanceMethod<&NativeEngine::mask>("mask"), InstanceMethod<&NativeEngine::drain>("drain"),
+                     InstanceMethod<&NativeEngine::keep_alive>("keepAlive"),
+                     InstanceMethod<&NativeEngine::stats>("stats"), InstanceMethod<&NativeEngine::tenants>("tenants"),
+                     InstanceMethod<&NativeEngine::info>("info"), InstanceMethod<&NativeEngine::logits>("logits"),
+                     InstanceMethod<&NativeEngine::check_integrity>("checkIntegrity"),
+                     InstanceMethod<&NativeEngine::close>("close")});
+    env.SetInstanceData(new Napi::FunctionReference(Napi::Persistent(type)));  // deleted with the environment
   }
 
   explicit NativeEngine(const Napi::CallbackInfo& info) : Napi::ObjectWrap<NativeEngine>(info) {
@@ -180,7 +195,7 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
   Napi::Value tenants(const Napi::CallbackInfo& info) {
     const auto counters = guarded(info, [&] { return engine().tenants(); });
     Napi::Array result = Napi::Array::New(info.Env());
-    for (const PrefixCache::TenantCounters& each : counters) {
+    for (const TenantCounters& each : counters) {
       Napi::Object row = Napi::Object::New(info.Env());
       row.Set("salt", each.salt);
       row.Set("queries", static_cast<double>(each.queries));
@@ -233,8 +248,6 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
   std::shared_ptr<Runtime> runtime_;
 };
 
-Napi::FunctionReference NativeEngine::constructor;
-
 /** Maps and checks the weights away from JavaScript's thread: reading gigabytes takes its time. */
 class Opening : public Napi::AsyncWorker {
  public:
@@ -265,14 +278,13 @@ class Opening : public Napi::AsyncWorker {
       runtime_->shut();
       return done_.Reject(to_js(Env(), *failure_).Value());
     }
-    done_.Resolve(NativeEngine::constructor.New({Napi::External<std::shared_ptr<Runtime>>::New(Env(), &runtime_)}));
+    done_.Resolve(NativeEngine::create(Env(), runtime_));
   }
 
  private:
   std::unique_ptr<Ops> open_ops(std::size_t weight_bytes) {
     if (!request_.cuda) return std::make_unique<cpu::CpuOps>(request_.threads, request_.kernels);
-    const SchedulerLimits& limits = request_.options.limits;
-    const std::size_t rows = std::max(limits.chunk, limits.batch + limits.chunk_beside);
+    const std::size_t rows = request_.options.limits.rows_max();
     cuda::Opened opened = cuda::open({request_.deterministic, rows, weight_bytes, request_.options.kv_bytes});
     request_.options.kv_bytes = opened.kv_bytes;
     return std::move(opened.ops);

@@ -21,15 +21,17 @@ void HostTier::put(const BlockContent& content, BlockId block) {
     entries_.splice(entries_.end(), entries_, found->second);
     return;
   }
+  std::list<Entry> fresh;  // until it is whole: a copy that fails leaves nothing behind
   if (entries_.size() < capacity_) {
-    entries_.push_back({content, std::make_unique_for_overwrite<std::byte[]>(block_bytes_)});
+    fresh.push_back({content, std::make_unique_for_overwrite<std::byte[]>(block_bytes_)});
   } else {
     by_name_.erase(entries_.front().content.name);
-    entries_.splice(entries_.end(), entries_, entries_.begin());  // its memory is used again
-    entries_.back().content = content;
+    fresh.splice(fresh.end(), entries_, entries_.begin());  // its memory is used again
+    fresh.back().content = content;
   }
-  copies_.save(block, entries_.back().data.get());
-  by_name_.emplace(content.name, std::prev(entries_.end()));
+  copies_.save(block, fresh.back().data.get());
+  by_name_.emplace(content.name, fresh.begin());
+  entries_.splice(entries_.end(), fresh);
 }
 
 bool HostTier::has(const Hash& name, const Hash& parent, std::span<const TokenId, kBlockSize> tokens) const {
@@ -39,7 +41,7 @@ bool HostTier::has(const Hash& name, const Hash& parent, std::span<const TokenId
   return content.parent == parent && std::ranges::equal(content.tokens, tokens);
 }
 
-std::uint32_t HostTier::load(const Hash& name, BlockId block) {
+Tenant HostTier::load(const Hash& name, BlockId block) {
   const auto entry = by_name_.at(name);
   entries_.splice(entries_.end(), entries_, entry);
   copies_.load(block, entry->data.get());

@@ -11,6 +11,7 @@
 
 #include "base/sha256.h"
 #include "base/types.h"
+#include "cache/tenant_statistics.h"
 
 namespace qe {
 
@@ -18,7 +19,7 @@ namespace qe {
 struct BlockContent {
   Hash name{}, parent{};
   std::array<TokenId, kBlockSize> tokens{};
-  std::uint32_t owner = 0;
+  Tenant owner = TenantStatistics::kOperator;
 };
 
 struct HashOfHash {
@@ -46,7 +47,7 @@ class HostTier {
   /** Whether the block of that name, with that parent and those tokens, is here. */
   [[nodiscard]] bool has(const Hash& name, const Hash& parent, std::span<const TokenId, kBlockSize> tokens) const;
   /** Copies it to the device; it must be here. @returns its owner */
-  std::uint32_t load(const Hash& name, BlockId block);
+  Tenant load(const Hash& name, BlockId block);
   void clear();
 
   [[nodiscard]] std::size_t blocks() const { return entries_.size(); }

@@ -10,10 +10,7 @@ namespace qe {
 PrefixCache::PrefixCache(std::size_t blocks, std::string_view identity)
     : pool_(blocks),
       root_(Sha256().update("qwen2-edge kv 1").update(std::uint64_t{identity.size()}).update(identity).finish()),
-      slots_(blocks),
-      tenants_(2) {
-  tenants_[1].salt = "(others)";
-}
+      slots_(blocks) {}
 
 Hash PrefixCache::salted(const Hash& parent, std::string_view salt) {
   return Sha256().update("salt").update(parent).update(std::uint64_t{salt.size()}).update(salt).finish();
@@ -49,16 +46,21 @@ std::optional<BlockId> PrefixCache::from_host(const Hash& name, const Hash& pare
     release(*block);
     return std::nullopt;
   }
-  publish(*block, name, parent, tokens, host_->load(name, *block));
+  try {
+    publish(*block, name, parent, tokens, host_->load(name, *block));
+  } catch (...) {
+    release(*block);
+    throw;
+  }
   return block;
 }
 
 std::optional<BlockId> PrefixCache::allocate() {
   if (const auto block = pool_.take()) return block;
   if (idle_.empty()) return std::nullopt;
-  ++counters_.evictions;
   if (host_) host_->put(*slots_[idle_.front()].content, idle_.front());
-  ++tenants_[slots_[idle_.front()].content->owner].evictions;
+  ++counters_.evictions;
+  ++tenants_.of(slots_[idle_.front()].content->owner).evictions;
   forget(idle_.front());
   return pool_.take();
 }
@@ -66,9 +68,9 @@ std::optional<BlockId> PrefixCache::allocate() {
 void PrefixCache::publish(BlockId block, const Hash& name, const Hash& parent, BlockTokens tokens, Tenant owner) {
   Slot& slot = slots_.at(block);
   if (slot.content.has_value() || by_name_.contains(name)) return;
+  by_name_.emplace(name, block);
   slot.content.emplace(BlockContent{name, parent, {}, owner});
   std::ranges::copy(tokens, slot.content->tokens.begin());
-  by_name_.emplace(name, block);
 }
 
 void PrefixCache::release(BlockId block) {
@@ -119,18 +121,6 @@ bool PrefixCache::unpin_one() {
   for (std::size_t i = first->blocks.size(); i > 0; --i) release(first->blocks[i - 1]);  // tail first
   pins_.erase(first);
   return true;
-}
-
-PrefixCache::Tenant PrefixCache::tenant(const std::string& salt) {
-  if (salt.empty()) return kOperator;
-  const auto found = tenant_of_.find(salt);
-  if (found != tenant_of_.end()) return found->second;
-  constexpr std::size_t kNamed = 1000;
-  if (tenants_.size() >= kNamed + 2) return 1;
-  const auto number = static_cast<Tenant>(tenants_.size());
-  tenants_.push_back({{}, salt});
-  tenant_of_.emplace(salt, number);
-  return number;
 }
 
 void PrefixCache::check_integrity(std::span<const std::uint32_t> by_sequences) const {

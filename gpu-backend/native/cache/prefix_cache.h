@@ -16,6 +16,7 @@
 #include "base/types.h"
 #include "cache/block_pool.h"
 #include "cache/host_tier.h"
+#include "cache/tenant_statistics.h"
 
 namespace qe {
 
@@ -30,31 +31,17 @@ namespace qe {
  * Blocks nobody holds stay, in order of release, and are evicted from the oldest; sequences release their tail first,
  * so an evicted block never leaves a reachable child behind for long.
  * With a host tier an evicted block is copied to the host's memory and comes back from there.
- * A pin holds a prefix's blocks until a time, as a sequence would. Pins hold half of the blocks at most (those that lapse
- * first yield), and all of them yield before a lone sequence would fail for want of memory.
- * Two sequences may compute the same block at once; the first to publish it keeps the name, the second's copy is freed
- * with its sequence.
+ * A pin holds a prefix's blocks until a time, as a sequence would. Pins hold half of the blocks at most (those that
+ * lapse first yield), and all of them yield before a lone sequence would fail for want of memory. Two sequences may
+ * compute the same block at once; the first to publish it keeps the name, the second's copy is freed with its sequence.
  *
- * Limits: one thread; statistics by name for the first 1,000 tenants, together for the rest. Threads of conversation that share no leading 16 tokens share nothing.
+ * Limits: one thread. Threads of conversation that share no leading 16 tokens share nothing.
  */
 class PrefixCache {
  public:
   using BlockTokens = std::span<const TokenId, kBlockSize>;
 
-  struct Counters {
-    std::uint64_t queries = 0;    // tokens looked up
-    std::uint64_t hits = 0;       // tokens found
-    std::uint64_t evictions = 0;  // blocks
-  };
-
-  /** A tenant's number, for statistics; 0 is the operator, whose text everybody shares. */
-  using Tenant = std::uint32_t;
-  static constexpr Tenant kOperator = 0;
   using Clock = std::chrono::steady_clock;
-
-  struct TenantCounters : Counters {
-    std::string salt;
-  };
 
   /** @param identity everything but tokens and salt that the cached numbers depend on */
   PrefixCache(std::size_t blocks, std::string_view identity);
@@ -75,7 +62,8 @@ class PrefixCache {
   /** An empty block held once: a free one, else the longest idle one, evicted; nothing when every block is used. */
   std::optional<BlockId> allocate();
   /** Gives a fully computed block, held by the caller, its name. */
-  void publish(BlockId block, const Hash& name, const Hash& parent, BlockTokens tokens, Tenant owner = kOperator);
+  void publish(BlockId block, const Hash& name, const Hash& parent, BlockTokens tokens,
+               Tenant owner = TenantStatistics::kOperator);
   /** Drops one hold. */
   void release(BlockId block);
   /** Forgets every idle block and the names of the used ones (the weights changed, or an operator asked). */
@@ -96,12 +84,12 @@ class PrefixCache {
   [[nodiscard]] std::size_t used() const { return total() - free() - cached(); }
   /** Blocks allocate() can still give. */
   [[nodiscard]] std::size_t available() const { return free() + cached(); }
-  [[nodiscard]] const Counters& counters() const { return counters_; }
-  /** The number of whoever uses the salt. */
-  Tenant tenant(const std::string& salt);
-  [[nodiscard]] const std::vector<TenantCounters>& tenants() const { return tenants_; }
-  void count_query(Tenant tenant, std::size_t tokens) { counters_.queries += tokens, tenants_[tenant].queries += tokens; }
-  void count_hits(Tenant tenant, std::size_t tokens) { counters_.hits += tokens, tenants_[tenant].hits += tokens; }
+  [[nodiscard]] const CacheCounters& counters() const { return counters_; }
+  [[nodiscard]] TenantStatistics& tenants() { return tenants_; }
+  void count_query(Tenant tenant, std::size_t tokens) {
+    counters_.queries += tokens, tenants_.of(tenant).queries += tokens;
+  }
+  void count_hits(Tenant tenant, std::size_t tokens) { counters_.hits += tokens, tenants_.of(tenant).hits += tokens; }
 
   /** Throws Error(integrity) unless free + cached + used == total and every index agrees.
       @param by_sequences how many sequences hold each block, [total] */
@@ -113,7 +101,7 @@ class PrefixCache {
     Clock::time_point until;
   };
   struct Slot {
-    std::optional<BlockContent> content;        // set: published under content->name
+    std::optional<BlockContent> content;   // set: published under content->name
     std::list<BlockId>::iterator idle_at;  // valid while `idle`
     bool idle = false;
   };
@@ -128,9 +116,8 @@ class PrefixCache {
   std::list<BlockId> idle_;  // longest idle first
   std::list<Pin> pins_;      // in no order: they are few
   std::size_t pinned_ = 0;
-  std::vector<TenantCounters> tenants_;  // by number; 0 the operator, 1 those that came too late for a name
-  std::unordered_map<std::string, Tenant> tenant_of_;
-  Counters counters_;
+  TenantStatistics tenants_;
+  CacheCounters counters_;
   std::unique_ptr<HostTier> host_;  // null: none
 };
 

@@ -15,10 +15,6 @@ double milliseconds(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double, std::milli>(to - from).count();
 }
 
-std::size_t rows_max(const SchedulerLimits& limits) {
-  return std::max({limits.chunk, limits.batch + limits.chunk_beside, limits.draft_rows});
-}
-
 std::size_t blocks_in(const EngineOptions& options, const Ops& ops, const AttentionShape& shape) {
   const std::size_t blocks = options.kv_bytes / ops.kv_block_bytes(shape);
   if (blocks < 2)
@@ -36,7 +32,7 @@ Engine::Engine(std::unique_ptr<Ops> ops, const ModelConfig& config, std::unique_
       ops_(std::move(ops)),
       options_(std::move(options)),
       sink_(std::move(sink)),
-      model_((config.check(), config), *checkpoint_, *ops_, rows_max(options_.limits)),
+      model_((config.check(), config), *checkpoint_, *ops_, options_.limits.rows_max()),
       cache_(blocks_in(options_, *ops_, model_.attention_shape()),
              concat(options_.identity, " fp32 ", ops_->level(), " theta ", config.rope_theta)),
       scheduler_(cache_, options_.limits),
@@ -89,7 +85,7 @@ std::uint32_t Engine::submit(Request request) {
   auto generation = std::make_unique<Generation>(std::move(sequence), std::move(sampler), std::move(request.mask));
 
   const std::scoped_lock lock(mutex_);
-  if (closing_) throw Error(ErrorCode::closed, "the engine is closed");
+  if (closing_) throw closed_error();
   if (incoming_.size() + shown_.waiting >= options_.queue_max)
     throw Error(ErrorCode::queue_full, concat("the queue of ", options_.queue_max, " requests is full"));
   const std::uint32_t handle = next_handle_++;
@@ -112,10 +108,16 @@ void Engine::close() {
     closing_ = true;
     wake_.notify_one();
   }
+  const std::scoped_lock lock(joining_);
   if (thread_.joinable()) thread_.join();
 }
 
-std::vector<PrefixCache::TenantCounters> Engine::tenants() const {
+/** Under the mutex. */
+Error Engine::closed_error() const {
+  return {ErrorCode::closed, failure_.empty() ? "the engine is closed" : concat("the engine has failed: ", failure_)};
+}
+
+std::vector<TenantCounters> Engine::tenants() const {
   const std::scoped_lock lock(mutex_);
   return shown_tenants_;
 }
@@ -149,11 +151,15 @@ void Engine::loop() {
       sample_kept();
       worked = step();
       if (generations_.empty() && options_.check_when_idle) scheduler_.check_integrity();
-    } catch (const Error& error) {
-      fail_all(error.what());
-      if (error.code() == ErrorCode::device) return lose_device(error.what());
     } catch (const std::exception& error) {
-      fail_all(error.what());
+      const auto* ours = dynamic_cast<const Error*>(&error);
+      const bool fatal = ours != nullptr && (ours->code() == ErrorCode::device || ours->code() == ErrorCode::integrity);
+      if (fatal || generations_.empty()) return end_failed(error.what());
+      try {
+        fail_all(error.what());
+      } catch (const std::exception& worse) {
+        return end_failed(worse.what());
+      }
     }
     publish_stats();
     if (!events_.empty()) sink_(std::exchange(events_, {}));
@@ -244,21 +250,29 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
 }
 
 void Engine::fail_all(const std::string& message) {
-  for (auto& [handle, generation] : generations_) {
-    events_.emplace_back(FailureEvent{handle, message});
-    scheduler_.remove(generation->sequence);
+  while (!generations_.empty()) {
+    const auto node = generations_.extract(generations_.begin());
+    events_.emplace_back(FailureEvent{node.key(), message});
+    scheduler_.remove(node.mapped()->sequence);
   }
-  generations_.clear();
 }
 
-/** After the step's requests have failed: so do those that came in meanwhile, and no more are taken. */
-void Engine::lose_device(const std::string& message) {
+/** What runs and waits fails, and no more is taken. Nothing here relies on the accounting of blocks, which may be what
+ * failed. */
+void Engine::end_failed(const std::string& message) {
   {
     const std::scoped_lock lock(mutex_);
     closing_ = true;
+    failure_ = message;
   }
-  take_in();
-  fail_all(message);
+  const auto fail = [&] {
+    for (const auto& [handle, generation] : generations_) events_.emplace_back(FailureEvent{handle, message});
+    scheduler_.abandon();
+    generations_.clear();
+  };
+  fail();
+  take_in();  // what came meanwhile
+  fail();
   events_.emplace_back(FailureEvent{kEngineHandle, message});
   publish_stats();
   sink_(std::exchange(events_, {}));
@@ -278,26 +292,21 @@ void Engine::publish_stats() {
   const std::scoped_lock lock(mutex_);
   shown_ = stats;
   if (!generations_.empty() && now - tenants_shown_at_ < std::chrono::seconds(1)) return;
-  shown_tenants_ = cache_.tenants();
+  shown_tenants_ = cache_.tenants().all();
   tenants_shown_at_ = now;
 }
 
-void Engine::run_between_steps(const std::function<void()>& command) {
-  std::promise<void> done;
+void Engine::run_between_steps(std::function<void()> command) {
+  // Shared: the waiter may return while the engine's thread is still leaving the task.
+  const auto task = std::make_shared<std::packaged_task<void()>>(std::move(command));
+  std::future<void> done = task->get_future();
   {
     const std::scoped_lock lock(mutex_);
-    if (closing_) throw Error(ErrorCode::closed, "the engine is closed");
-    commands_.emplace_back([&] {
-      try {
-        command();
-        done.set_value();
-      } catch (...) {
-        done.set_exception(std::current_exception());
-      }
-    });
+    if (closing_) throw closed_error();
+    commands_.emplace_back([task] { (*task)(); });
     wake_.notify_one();
   }
-  done.get_future().get();
+  done.get();
 }
 
 void Engine::check_integrity() {
@@ -321,7 +330,7 @@ std::vector<float> Engine::logits(std::span<const TokenId> tokens, std::size_t c
         if (!block) throw Error(ErrorCode::queue_full, "no KV memory is free for the prompt");
         blocks.push_back(*block);
       }
-      const std::size_t step = std::clamp<std::size_t>(chunk, 1, rows_max(options_.limits));
+      const std::size_t step = std::clamp<std::size_t>(chunk, 1, options_.limits.rows_max());
       for (std::size_t first = 0; first < tokens.size(); first += step) {
         batch_.clear();
         const std::size_t count = std::min(step, tokens.size() - first);

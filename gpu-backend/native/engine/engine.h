@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/error.h"
 #include "cache/prefix_cache.h"
 #include "checkpoint/checkpoint.h"
 #include "engine/events.h"
@@ -50,8 +51,8 @@ struct EngineStats {
   std::size_t running, waiting;
   std::uint64_t prefix_queries, prefix_hits;  // tokens
   std::uint64_t evictions;                    // blocks
-  std::size_t host_blocks;   // evicted blocks kept in host memory
-  std::uint64_t host_loads;  // blocks that came back from there
+  std::size_t host_blocks;                    // evicted blocks kept in host memory
+  std::uint64_t host_loads;                   // blocks that came back from there
   std::uint64_t preemptions;
   std::uint64_t prompt_tokens, generated_tokens;  // computed as prefill; sampled
   std::uint64_t requests, steps;
@@ -62,8 +63,9 @@ struct EngineStats {
  * Generates for many requests at once, on a thread of its own. Everything public may be called from any thread.
  *
  * A step is schedule -> run -> postprocess. Between steps the thread takes what came in: requests, cancellations,
- * expired deadlines, commands. A step that throws fails the requests it held, retryably, and the engine goes on; when
- * the device itself failed, nothing can go on: the engine says so by a FailureEvent of kEngineHandle and is closed.
+ * expired deadlines, commands. A step that throws fails the requests it held, retryably, and the engine goes on. When
+ * the device failed, the block accounting is wrong, or no request can carry the error, nothing can go on: the engine
+ * says so by a FailureEvent of kEngineHandle, is closed, and refuses what comes later with the reason.
  */
 class Engine {
  public:
@@ -79,17 +81,16 @@ class Engine {
   /** Ends the request within one step; a handle that is unknown or done is ignored. */
   void cancel(std::uint32_t handle);
   /**
-   * What a constrained request's next token may be; its answer ends with `stop` where nothing may come. Logits that were
-   * computed before their mask is here are kept, and the sequence is left out of further steps until it is.
+   * What a constrained request's next token may be; its answer ends with `stop` where nothing may come. Logits that
+   * were computed before their mask is here are kept, and the sequence is left out of further steps until it is.
    */
   void mask(std::uint32_t handle, TokenMask mask);
-  /** Cancels everything, hands out the last events and waits for the thread to end. Idempotent, one caller at a time.
-   */
+  /** Cancels everything, hands out the last events and waits for the thread to end. Idempotent. */
   void close();
 
   [[nodiscard]] EngineStats stats() const;
   /** The prefix cache's counters by tenant, a second old at most; the first is the operator's, whose text is shared. */
-  [[nodiscard]] std::vector<PrefixCache::TenantCounters> tenants() const;
+  [[nodiscard]] std::vector<TenantCounters> tenants() const;
   /** Between two steps: throws Error(integrity) if a block is lost or an index disagrees. */
   void check_integrity();
   /** Logits of every token of a prompt, [tokens][vocab], computed in chunks of `chunk` beside the cache. For oracles.
@@ -101,11 +102,13 @@ class Engine {
   [[nodiscard]] std::size_t blocks_total() const { return cache_.total(); }
 
  private:
+  friend struct EngineProbe;  // tests break what it guards
+
   struct Generation {
     Sequence sequence;
     Sampler sampler;
-    std::optional<TokenMask> mask;    // of the next token, where it is constrained and known
-    std::vector<float> logits;        // [vocab], of the next token, while its mask is not here
+    std::optional<TokenMask> mask;  // of the next token, where it is constrained and known
+    std::vector<float> logits;      // [vocab], of the next token, while its mask is not here
   };
 
   void loop();
@@ -122,9 +125,10 @@ class Engine {
   void sample_kept();
   void finish(Sequence& sequence, FinishReason reason);
   void fail_all(const std::string& message);
-  void lose_device(const std::string& message);
+  void end_failed(const std::string& message);
   void publish_stats();
-  void run_between_steps(const std::function<void()>& command);
+  [[nodiscard]] Error closed_error() const;
+  void run_between_steps(std::function<void()> command);
 
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<Ops> ops_;
@@ -147,11 +151,13 @@ class Engine {
   std::vector<std::pair<std::uint32_t, TokenMask>> masks_;
   std::vector<std::function<void()>> commands_;
   EngineStats shown_{};
-  std::vector<PrefixCache::TenantCounters> shown_tenants_;
+  std::vector<TenantCounters> shown_tenants_;
   Clock::time_point tenants_shown_at_{};
   std::uint32_t next_handle_ = 1;
   bool closing_ = false;
+  std::string failure_;  // why it closed by itself
 
+  std::mutex joining_;
   std::thread thread_;  // last: it uses everything above
 };
 

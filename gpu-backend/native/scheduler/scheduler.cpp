@@ -24,7 +24,7 @@ PrefixCache::BlockTokens tokens_of(const Sequence& sequence, std::size_t block) 
 }  // namespace
 
 void Scheduler::add(Sequence& sequence) {
-  sequence.tenant = cache_.tenant(sequence.salt);
+  sequence.tenant = cache_.tenants().arrived(sequence.salt);
   insert_ordered(waiting_, sequence);
 }
 
@@ -57,8 +57,8 @@ std::vector<Slice> Scheduler::schedule() {
   const auto decodes = [](const Sequence* s) { return s->remaining() == 1; };
   const auto decoding = static_cast<std::size_t>(std::ranges::count_if(order, decodes));
   // Who waits for a mask has nothing to compute.
-  const auto busy = static_cast<std::size_t>(
-      std::ranges::count_if(order, [](const Sequence* s) { return s->remaining() > 0; }));
+  const auto busy =
+      static_cast<std::size_t>(std::ranges::count_if(order, [](const Sequence* s) { return s->remaining() > 0; }));
   for (Sequence* sequence : order) {
     if (!decodes(sequence) || !still_running(sequence)) continue;
     sequence->draft.clear();
@@ -199,7 +199,7 @@ void Scheduler::commit(Sequence& sequence, std::size_t count) {
   for (; (sequence.published + 1) * kBlockSize <= sequence.computed; ++sequence.published) {
     const std::size_t at = sequence.published;
     const Hash name = name_of(sequence, at);
-    const auto owner = at < sequence.shared_prefix / kBlockSize ? PrefixCache::kOperator : sequence.tenant;
+    const auto owner = at < sequence.shared_prefix / kBlockSize ? TenantStatistics::kOperator : sequence.tenant;
     cache_.publish(sequence.blocks[at], name, parent_of(sequence, at), tokens_of(sequence, at), owner);
   }
 }

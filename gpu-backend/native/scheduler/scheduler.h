@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -23,6 +24,9 @@ struct SchedulerLimits {
   std::size_t chunk = 512;        // prefill tokens in a step with nothing else to do
   std::size_t chunk_beside = 64;  // prefill tokens in a step that also decodes, at most
   std::size_t draft_rows = 6;     // rows of a step that decodes and guesses; 0: never guess
+
+  /** Rows of the largest step. */
+  [[nodiscard]] std::size_t rows_max() const { return std::max({chunk, batch + chunk_beside, draft_rows}); }
 };
 
 /**
@@ -52,6 +56,8 @@ class Scheduler {
   void add(Sequence& sequence);
   /** Takes the sequence out, wherever it is, and releases its blocks. */
   void remove(Sequence& sequence);
+  /** Forgets every sequence and leaves their blocks as they are, for an engine that ends. */
+  void abandon() { waiting_.clear(), running_.clear(); }
 
   /** What to compute now; empty when there is nothing to do. Blocks for it are allocated. */
   std::vector<Slice> schedule();

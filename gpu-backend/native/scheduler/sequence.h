@@ -21,10 +21,10 @@ struct Sequence {
   std::size_t room = 0;         // most tokens it may ever have: prompt + max_tokens
 
   std::string salt;
-  std::uint32_t tenant = 0;  // PrefixCache::tenant(salt), set when it is added
-  std::size_t shared_prefix = 0;  // leading tokens that are operator text
-  int priority = 0;               // higher runs first
-  std::uint64_t arrival = 0;      // breaks ties
+  Tenant tenant = TenantStatistics::kOperator;  // set when it is added
+  std::size_t shared_prefix = 0;                // leading tokens that are operator text
+  int priority = 0;                             // higher runs first
+  std::uint64_t arrival = 0;                    // breaks ties
   std::optional<Clock::time_point> deadline;
   std::optional<Clock::time_point> pin_until;  // its prompt's blocks stay until then
 
@@ -36,9 +36,9 @@ struct Sequence {
   bool preempted = false;
   bool constrained = false;  // each token waits for its mask, so nothing is guessed ahead
 
-  std::vector<TokenId> draft;     // guesses that the step under way verifies
-  unsigned draft_misses = 0;      // drafts in a row of which nothing was right
-  unsigned draft_pause = 0;       // steps to wait before the next guess
+  std::vector<TokenId> draft;  // guesses that the step under way verifies
+  unsigned draft_misses = 0;   // drafts in a row of which nothing was right
+  unsigned draft_pause = 0;    // steps to wait before the next guess
 
   Clock::time_point submitted, admitted, first_token;
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <random>
 
 #include "base/error.h"
@@ -147,6 +148,93 @@ TEST("prefix cache: random work against a plain model") {
     if (step % 16 == 0) cache.check_integrity(holders);
   }
   CHECK(cache.counters().evictions > 100);
+}
+
+/** A cache of two blocks before a host of two, whose copies fail on demand. */
+struct FailingHost {
+  bool fails = false;
+  PrefixCache cache{2, ""};
+
+  FailingHost() {
+    const auto copy = [this] {
+      if (fails) throw qe::Error(qe::ErrorCode::internal, "the copy failed");
+    };
+    cache.set_host_tier(std::make_unique<qe::HostTier>(
+        32, 16,
+        qe::HostTier::Copies{[=](BlockId, std::byte*) { copy(); }, [=](BlockId, const std::byte*) { copy(); }}));
+  }
+
+  /** Computes the block and lets go of it. */
+  void fill(unsigned seed) {
+    const BlockId block = *cache.allocate();
+    cache.publish(block, name(seed), cache.root(), tokens_of(seed));
+    cache.release(block);
+  }
+  std::optional<BlockId> acquire(unsigned seed) { return cache.acquire(name(seed), cache.root(), tokens_of(seed)); }
+  Hash name(unsigned seed) { return PrefixCache::chain(cache.root(), tokens_of(seed)); }
+  void check() { cache.check_integrity(std::vector<std::uint32_t>(2, 0)); }
+};
+
+TEST("prefix cache: a copy to the host that fails loses no block and leaves nothing half there") {
+  for (const unsigned kept : {0u, 2u}) {  // into fresh memory, and in place of another block
+    FailingHost host;
+    for (unsigned seed = 0; seed < 2 + kept; ++seed) host.fill(seed);
+    host.fails = true;
+    CHECK_THROWS("the copy failed", host.fill(10));
+    host.check();
+    CHECK(host.cache.host_blocks() < 2 && host.cache.counters().evictions == kept);
+    host.fails = false;
+    for (unsigned seed = 10; seed < 14; ++seed) host.fill(seed);
+    CHECK(host.cache.host_blocks() == 2);
+    const auto back = host.acquire(11);
+    CHECK(back && host.cache.host_loads() == 1);
+    host.cache.release(*back);
+    host.check();
+  }
+}
+
+TEST("prefix cache: a copy from the host that fails gives its block back") {
+  FailingHost host;
+  for (unsigned seed = 0; seed < 3; ++seed) host.fill(seed);
+  CHECK(host.cache.host_blocks() == 1);
+  const BlockId held = *host.acquire(1);
+  host.cache.release(*host.cache.allocate());  // one is free, so that nothing need be evicted
+  host.fails = true;
+  CHECK_THROWS("the copy failed", host.acquire(0));
+  host.cache.release(held);
+  host.check();
+  CHECK(host.cache.free() == 1 && host.cache.cached() == 1);
+  host.fails = false;
+  const auto back = host.acquire(0);
+  CHECK(back.has_value());
+  host.cache.release(*back);
+  host.check();
+}
+
+TEST("tenant statistics: who has not asked for longest goes into the sum, and nothing is counted twice or lost") {
+  qe::TenantStatistics statistics(2);
+  const auto asks = [&](const std::string& salt, unsigned tokens) {
+    const qe::Tenant tenant = statistics.arrived(salt);
+    statistics.of(tenant).queries += tokens;
+    return tenant;
+  };
+  const auto seen = [&] {
+    std::map<std::string, std::uint64_t> queries;
+    for (const qe::TenantCounters& each : statistics.all()) queries[each.salt] = each.queries;
+    return queries;
+  };
+  using Seen = std::map<std::string, std::uint64_t>;
+  CHECK(asks("", 1) == qe::TenantStatistics::kOperator);
+  const qe::Tenant a = asks("a", 10);
+  asks("b", 20);
+  CHECK(asks("a", 100) == a);
+  asks("c", 30);
+  CHECK(seen() == (Seen{{"", 1}, {"(others)", 20}, {"a", 110}, {"c", 30}}));
+  asks("b", 2);
+  CHECK(seen() == (Seen{{"", 1}, {"(others)", 130}, {"b", 2}, {"c", 30}}));
+  statistics.of(a).queries += 5;  // of blocks it left
+  CHECK(asks("a", 1) != a);
+  CHECK(seen() == (Seen{{"", 1}, {"(others)", 165}, {"a", 1}, {"b", 2}}));
 }
 
 }  // namespace

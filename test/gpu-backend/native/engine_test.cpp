@@ -14,6 +14,17 @@
 #include "ops/cpu/cpu_ops.h"
 #include "tiny_model.h"
 
+namespace qe {
+
+/** Breaks what the engine guards, between two steps. */
+struct EngineProbe {
+  static void lose_block(Engine& engine) {
+    engine.run_between_steps([&] { CHECK(engine.cache_.allocate().has_value()); });
+  }
+};
+
+}  // namespace qe
+
 namespace {
 
 using namespace qe;
@@ -408,6 +419,41 @@ TEST("engine: close() ends what runs as cancelled, and later calls are refused")
   CHECK_THROWS("closed", bench.engine().submit(request));
   CHECK_THROWS("closed", bench.engine().check_integrity());
   bench.engine().cancel(handle);
+}
+
+TEST("engine: a block lost while nobody asks ends the engine, which says so and refuses with the reason") {
+  const TinyModel model;
+  Bench bench(model, 64);
+  Request request;
+  request.tokens = {1, 2, 3};
+  request.sampling.max_tokens = 5;
+  CHECK(bench.ask(request).tokens.size() == 5);
+  EngineProbe::lose_block(bench.engine());
+  const Answer end = bench.wait(kEngineHandle);
+  CHECK(end.failure.find("holders") != std::string::npos, end.failure);
+  CHECK_THROWS(end.failure, bench.engine().submit(request));
+  CHECK_THROWS(end.failure, bench.engine().check_integrity());
+  bench.engine().close();
+}
+
+TEST("engine: close() may be called by many at once") {
+  const TinyModel model;
+  Bench bench(model, 64);
+  Request request;
+  request.tokens = {1};
+  request.sampling.max_tokens = 1000;
+  bench.submit(request);
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 4; ++i) callers.emplace_back([&] { bench.engine().close(); });
+  for (std::thread& caller : callers) caller.join();
+}
+
+TEST("engine: the largest step is one of prefill, of decode beside it, or of guesses") {
+  SchedulerLimits limits;
+  limits.chunk = 8, limits.batch = 4, limits.chunk_beside = 5, limits.draft_rows = 6;
+  CHECK(limits.rows_max() == 9);
+  limits.draft_rows = 12;
+  CHECK(limits.rows_max() == 12);
 }
 
 TEST("engine: a checkpoint that lacks a tensor is refused") {

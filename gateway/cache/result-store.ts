@@ -173,7 +173,8 @@ function parse(text: string): Read | null {
   }
 }
 
-async function attempt<T>(work: Promise<T>, ms: number): Promise<[T | null, failed: boolean]> {
+/** What fails or takes longer is null, and failed. */
+export async function attempt<T>(work: Promise<T>, ms: number): Promise<[T | null, failed: boolean]> {
   let timer: number | null = null
   const late = new Promise<[null, true]>((resolve) => {
     timer = setTimeout(() => resolve([null, true]), ms)

@@ -7,7 +7,8 @@ import { DurableObject } from 'cloudflare:workers'
 import { ApiError } from '../../src/errors.ts'
 import type { TokenUsage } from '../../src/protocol.ts'
 import * as backend from '../chat/backend.ts'
-import { changed, noPolicy, policyKey, type CachePolicy, type PolicyChange } from '../cache/cache-policy.ts'
+import type { CachePolicy, PolicyChange } from '../cache/cache-policy.ts'
+import { PolicyBook } from '../cache/policy-book.ts'
 import type { FlightRequest } from './flight-client.ts'
 import { wireId } from './flight-names.ts'
 import { Flight } from './flight.ts'
@@ -43,12 +44,15 @@ const free: Admitted = { headers: {}, capped: false }
 
 export class Flights extends DurableObject<Env> {
   readonly #store: FlightStore
+  /** Object 0 holds the tenant's. */
+  readonly #policies: PolicyBook
   readonly #byKey = new Map<string, Live>()
   readonly #byTicket = new Map<string, Live>()
 
   constructor(ctx: DurableObjectState, env: Env) {
     super(ctx, env)
     this.#store = new FlightStore(ctx.storage.sql)
+    this.#policies = new PolicyBook(ctx.storage.kv, env, (time) => this.#alarmAt(time))
   }
 
   override async fetch(request: Request): Promise<Response> {
@@ -292,17 +296,14 @@ export class Flights extends DurableObject<Env> {
   }
 
   override async alarm(): Promise<void> {
-    const next = this.#store.expire(Date.now())
-    if (next !== null) await this.ctx.storage.setAlarm(next + expiry_slack_ms)
+    const expiry = this.#store.expire(Date.now())
+    if (expiry !== null) await this.#alarmAt(expiry + expiry_slack_ms)
+    const unpublished = await this.#policies.publishDue()
+    if (unpublished !== null) await this.#alarmAt(unpublished)
   }
 
-  /** Object 0 holds the tenant's cache policy. */
-  async changePolicy(tenantId: string, change: PolicyChange): Promise<CachePolicy> {
-    const before = this.ctx.storage.kv.get<CachePolicy>('policy') ?? noPolicy
-    const policy = changed(before, change, crypto.randomUUID().slice(0, 8))
-    this.ctx.storage.kv.put('policy', policy)
-    await this.env.RESULTS.put(policyKey(tenantId), JSON.stringify(policy))
-    return policy
+  async changePolicy(tenantId: string, change: PolicyChange): Promise<CachePolicy | 'full' | 'late'> {
+    return this.#policies.change(tenantId, change)
   }
 }
 

@@ -99,8 +99,8 @@ export interface Engine {
   readonly model: ModelInfo
   /** @returns a handle for cancel(). Throws InvalidRequestError, QueueFullError or EngineClosedError. */
   submit(request: EngineRequest, onEvent: (event: EngineEvent) => void): number
-  /** For one answer. Rejects with ApiError where the grammar cannot be served. */
-  constrain(grammar: GrammarSpec, sampling: ResolvedSampling): Promise<Constraint>
+  /** For one answer of the tenant with that salt. Rejects with ApiError where the grammar cannot be served. */
+  constrain(grammar: GrammarSpec, sampling: ResolvedSampling, salt: string): Promise<Constraint>
   /** Idempotent; the request still gets its final 'finish' with exact usage. */
   cancel(handle: number): void
   /** After close(): the last ones. */
@@ -249,7 +249,8 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
       handlers.set(handle, { onEvent, constraint: request.constraint })
       return handle
     },
-    constrain: (grammar, sampling) => grammars.open(grammar, stopIds(sampling, checkpoint.eosTokenIds)),
+    constrain: (grammar, sampling, salt) =>
+      grammars.open(grammar, stopIds(sampling, checkpoint.eosTokenIds), salt),
     cancel(handle) {
       if (closing === undefined) native.cancel(handle)
     },
@@ -257,7 +258,9 @@ export async function openEngine(options: EngineOptions): Promise<Engine> {
     tenants: () => (closing === undefined ? (tenants = native.tenants()) : tenants),
     checkIntegrity: () => attempt(() => native.checkIntegrity()),
     logits: (tokenIds, chunk = 512) => attempt(() => native.logits(tokenIds, chunk)),
-    sleep: close,
+    async sleep() {
+      await Promise.all([close(), grammars.rest()])
+    },
     async wake() {
       if (closing === undefined) return
       waking ??= reopen(closing).finally(() => (waking = undefined))

@@ -3,18 +3,24 @@
  * after each token the thread is asked for the next mask, while the engine computes the logits it is for.
  *
  * Grammars come from callers. One that takes too long to compile, or a mask that does, costs the thread its life and the
- * caller an error; everybody else's state is rebuilt in a new thread by feeding it the tokens they have.
+ * caller an error; everybody else's state is rebuilt in a new thread by feeding it the tokens they have. One grammar is
+ * begun at a time, tenants in turn, so that nobody waits behind all that another one brings. A thread that nobody has
+ * needed for a while ends, and its memory with it.
  */
 import { Worker } from 'node:worker_threads'
 import { ApiError } from '../src/errors.ts'
+import { FairQueue } from './fair-queue.ts'
 import type { FromWorker, ToWorker, WorkerSettings } from './grammar-worker.ts'
 
 export interface GrammarLimits {
   /** From when its turn comes to its first mask. */
   compile_ms_max: number
   mask_ms_max: number
-  /** Questions that may wait. */
+  /** Answers that may wait to begin, and of them one tenant's. */
   waiting_max: number
+  tenant_waiting_max: number
+  /** How long the thread stays when no answer needs it. */
+  idle_ms: number
   /** How long a refusal holds: a machine that stood still may have been to blame. */
   refused_ms: number
 }
@@ -53,12 +59,16 @@ interface Question {
 export class GrammarThread {
   readonly #settings: WorkerSettings
   readonly #limits: GrammarLimits
+  /** Those begun. */
   readonly #states = new Map<number, State>()
+  /** Those that wait to begin. */
+  readonly #waiting: FairQueue<State>
   /** What the thread has been asked and not answered, in its order. */
   #asked: Question[] = []
   #worker: Worker | null = null
   #ready = false
   #watch: NodeJS.Timeout | null = null
+  #idle: NodeJS.Timeout | null = null
   #next = 0
   #closed = false
   /** Refusals by grammar: each cost a thread, or its time. Oldest first. */
@@ -67,19 +77,28 @@ export class GrammarThread {
   constructor(settings: WorkerSettings, limits: GrammarLimits) {
     this.#settings = settings
     this.#limits = limits
+    this.#waiting = new FairQueue(limits.waiting_max, limits.tenant_waiting_max)
   }
 
-  /** @param grammar EBNF @param stop ids that end the answer. Rejects with ApiError where it cannot be served. */
-  async open(grammar: string, stop: number[]): Promise<Constraint> {
+  /** Whether it holds memory. */
+  get running(): boolean {
+    return this.#worker !== null
+  }
+
+  /**
+   * @param grammar EBNF @param stop ids that end the answer @param tenant who waits behind itself.
+   * Rejects with ApiError where it cannot be served.
+   */
+  async open(grammar: string, stop: number[], tenant: string): Promise<Constraint> {
+    if (this.#closed) throw closed()
     const refused = this.#refused.get(grammar)
     if (refused !== undefined && performance.now() < refused.until) throw refusal(refused.why)
-    if (this.#asked.length >= this.#limits.waiting_max)
-      throw new ApiError('queue_full', 'Too many grammars wait; try again shortly', { retryAfterS: 1 })
     const state: State = { id: this.#next++, grammar, stop, tokens: [], waiter: null }
-    this.#states.set(state.id, state)
     const first = await new Promise<Mask>((give, fail) => {
       state.waiter = { give, fail }
-      this.#ask(state, { type: 'open', id: state.id, grammar, tokens: [], stop })
+      const full = this.#waiting.push(tenant, state)
+      if (full !== null) fail(tooMany(full))
+      else this.#begin()
     })
     return {
       first,
@@ -93,14 +112,45 @@ export class GrammarThread {
     }
   }
 
+  /** Gives the thread's memory back, unless an answer needs it; the next one starts it again. */
+  async rest(): Promise<void> {
+    if (this.#states.size > 0 || this.#waiting.size > 0) return
+    const worker = this.#worker
+    this.#leaveWorker()
+    await worker?.terminate()
+  }
+
   async close(): Promise<void> {
     this.#closed = true
     const worker = this.#worker
     this.#leaveWorker()
-    for (const { waiter } of this.#states.values())
-      waiter?.fail(new ApiError('backend_unavailable', 'The engine is closed', { retryAfterS: 1 }))
-    this.#states.clear()
+    this.#failAll(closed())
     await worker?.terminate()
+  }
+
+  #failAll(error: ApiError): void {
+    const states = [...this.#states.values(), ...this.#waiting.remove(() => true)]
+    this.#states.clear()
+    for (const { waiter } of states) waiter?.fail(error)
+  }
+
+  /** The next that waits, once the one before has its first mask. */
+  #begin(): void {
+    if (this.#asked.some(({ state }) => state.waiter !== null && state.tokens.length === 0)) return
+    const state = this.#waiting.shift()
+    if (state === undefined) return this.#settle()
+    const { id, grammar, stop } = state
+    this.#states.set(id, state)
+    this.#ask(state, { type: 'open', id, grammar, tokens: [], stop })
+  }
+
+  /** From when no answer needs the thread, it stays a while. */
+  #settle(): void {
+    if (this.#idle !== null) clearTimeout(this.#idle)
+    this.#idle = null
+    if (this.#worker === null || this.#states.size > 0 || this.#waiting.size > 0) return
+    this.#idle = setTimeout(() => void this.rest(), this.#limits.idle_ms)
+    this.#idle.unref()
   }
 
   #ask(state: State, message: ToWorker): void {
@@ -161,6 +211,7 @@ export class GrammarThread {
     const { waiter } = state
     state.waiter = null
     waiter?.give(message.mask)
+    this.#begin()
   }
 
   /** The thread answers in order, so what takes too long is always the first that it was asked. */
@@ -187,29 +238,26 @@ export class GrammarThread {
   #restart(why: string): void {
     const culprit = this.#asked.shift()?.state
     if (culprit !== undefined) {
-      // Whoever waits to begin with the same grammar would only cost the next thread.
-      const began = (state: State) => state.tokens.length > 0
-      const alike = began(culprit)
-        ? [culprit]
-        : [...this.#states.values()].filter(
-            (state) => state.grammar === culprit.grammar && state.waiter !== null && !began(state),
-          )
-      for (const state of alike) this.#refuse(state, why)
-      if (!began(culprit)) this.#remember(culprit.grammar, why)
+      this.#refuse(culprit, why)
+      if (culprit.tokens.length === 0) {
+        this.#remember(culprit.grammar, why)
+        // Whoever waits to begin with the same grammar would only cost the next thread.
+        const alike = this.#waiting.remove(({ grammar }) => grammar === culprit.grammar)
+        for (const state of alike) this.#refuse(state, why)
+      }
     }
     this.#leaveWorker()
     if (this.#states.size > 0) this.#start()
+    this.#begin()
   }
 
   /** It ended by itself: before it was ready, another one would fare no better. */
   #lost(worker: Worker, why: string): void {
     if (worker !== this.#worker || this.#closed) return
     if (this.#ready) return this.#restart(why)
-    const states = [...this.#states.values()]
-    this.#states.clear()
     this.#leaveWorker()
-    for (const { waiter } of states)
-      waiter?.fail(new ApiError('engine_error', `Grammars cannot be served: ${why}`))
+    this.#failAll(new ApiError('engine_error', `Grammars cannot be served: ${why}`))
+    this.#asked = []
   }
 
   #leaveWorker(): void {
@@ -240,8 +288,18 @@ export class GrammarThread {
     state.waiter = null
     if (this.#states.delete(state.id))
       this.#worker?.postMessage({ type: 'close', id: state.id } satisfies ToWorker)
+    this.#settle()
   }
 }
+
+const closed = (): ApiError => new ApiError('backend_unavailable', 'The engine is closed', { retryAfterS: 1 })
+
+const tooMany = (full: 'owner' | 'queue'): ApiError =>
+  full === 'owner'
+    ? new ApiError('rate_limit_exceeded', 'Too many of your grammars wait; try again when some have begun', {
+        retryAfterS: 1,
+      })
+    : new ApiError('queue_full', 'Too many grammars wait; try again shortly', { retryAfterS: 1 })
 
 export const refusal = (why: string): ApiError =>
   new ApiError('unsupported_value', `The grammar cannot be served: ${why}`, { param: 'sampling.grammar' })

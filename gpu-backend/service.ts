@@ -89,7 +89,12 @@ export function createService(options: ServiceOptions): Service {
       const request = parse(GenerateRequest, parseJson(await c.req.text()))
       const signal = c.req.raw.signal
       const resolved = sampling(request, card, engine.model.contextLength)
-      const generation = generations.start(engine, request, resolved, await constraints(engine, resolved))
+      const generation = generations.start(
+        engine,
+        request,
+        resolved,
+        await constraints(engine, resolved, request.cache?.salt ?? ''),
+      )
       if (!(await generation.events.waited({ signal }))) {
         generation.cancel()
         return new Response(null, { status: status_client_gone })
@@ -217,11 +222,11 @@ function sampling(request: GenerateRequest, card: ModelCard, context: number): R
 }
 
 /** One for each answer, all of one grammar; none where it is free. */
-async function constraints(engine: Engine, sampling: ResolvedSampling): Promise<Constraint[]> {
+async function constraints(engine: Engine, sampling: ResolvedSampling, salt: string): Promise<Constraint[]> {
   const { grammar, n } = sampling
   if (grammar === null) return []
   const opened = await Promise.allSettled(
-    Array.from({ length: n }, () => engine.constrain(grammar, sampling)),
+    Array.from({ length: n }, () => engine.constrain(grammar, sampling, salt)),
   )
   const failed = opened.find(({ status }) => status === 'rejected')
   if (failed?.status !== 'rejected')

@@ -32,7 +32,7 @@ export async function ask(
   const tokenIds = Uint32Array.from({ length }, (_, i) => (i * 7919 + 13) % 2000)
   if (options.last !== undefined) tokenIds[length - 1] = options.last
   const sampling: ResolvedSampling = { ...greedy, max_tokens }
-  const constraint = options.grammar && (await engine.constrain(options.grammar, sampling))
+  const constraint = options.grammar && (await engine.constrain(options.grammar, sampling, ''))
   return new Promise((resolve, reject) => {
     const handle = engine.submit(
       {

@@ -38,13 +38,13 @@ export async function run({ quick }: BenchOptions): Promise<BenchResult[]> {
     eosTokenIds: [151_645, 151_643],
   })
   const alive = setInterval(() => undefined, 1000)
-  const start = await timed(() => grammars.open({ type: 'json_object' }, []))
-  const compile = await timed(() => grammars.open(small, []))
-  const bounded = await timed(() => grammars.open(schema({ a: { type: 'string', maxLength: 32 } }), []))
+  const start = await timed(() => grammars.open({ type: 'json_object' }, [], ''))
+  const compile = await timed(() => grammars.open(small, [], ''))
+  const bounded = await timed(() => grammars.open(schema({ a: { type: 'string', maxLength: 32 } }), [], ''))
   const tokens = loadTokenizer(packTokenizer(qwen2Json())).encode(text)
   const trips: number[] = []
   for (let round = 0; round < rounds; round++) {
-    const constraint = await grammars.open(small, [151_645])
+    const constraint = await grammars.open(small, [151_645], '')
     for (const token of tokens) trips.push((await timed(() => next(constraint, token))).ms)
     constraint.close()
   }

@@ -29,7 +29,7 @@ const strict = (schema: unknown): GrammarSpec => ({ type: 'json_schema', schema,
 
 async function answer(grammar: GrammarSpec, sampling: Ask['sampling'] = {}, on = engine) {
   const all = { ...greedy, ...sampled, ...sampling, grammar }
-  const constraint = await on.constrain(grammar, all)
+  const constraint = await on.constrain(grammar, all, '')
   const { tokens, logprobs, finish } = await generate(on, prompt, { sampling: all, constraint })
   return { text: tokenizer.decode(tokens), tokens, logprobs, reason: finish.reason }
 }

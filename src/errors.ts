@@ -27,6 +27,7 @@ const table = {
   internal_error: [500, 'server_error'],
   engine_error: [500, 'server_error'],
   response_too_large: [500, 'server_error'],
+  job_interrupted: [500, 'server_error'],
   backend_unavailable: [503, 'server_error'],
   storage_unavailable: [503, 'server_error'],
   deadline_exceeded: [504, 'server_error'],

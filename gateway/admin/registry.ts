@@ -1,5 +1,6 @@
 /** The operator's books, one object: which tenants there are, and who changed what. */
 import { DurableObject } from 'cloudflare:workers'
+import { migrate } from '../schema.ts'
 
 export interface AuditEntry {
   id: number
@@ -22,14 +23,17 @@ export interface Page<T> {
 
 const page_max = 100
 
+const schema = [
+  `CREATE TABLE IF NOT EXISTS tenants (n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE);
+   CREATE TABLE IF NOT EXISTS audit (id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, action TEXT NOT NULL,
+     tenant_id TEXT NOT NULL, target TEXT NOT NULL, request_id TEXT NOT NULL, detail TEXT NOT NULL);
+   CREATE INDEX IF NOT EXISTS audit_of_tenant ON audit (tenant_id, id)`,
+]
+
 export class Registry extends DurableObject<Env> {
   constructor(ctx: DurableObjectState, env: Env) {
     super(ctx, env)
-    ctx.storage.sql.exec(`
-      CREATE TABLE IF NOT EXISTS tenants (n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE);
-      CREATE TABLE IF NOT EXISTS audit (id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, action TEXT NOT NULL,
-        tenant_id TEXT NOT NULL, target TEXT NOT NULL, request_id TEXT NOT NULL, detail TEXT NOT NULL);
-      CREATE INDEX IF NOT EXISTS audit_of_tenant ON audit (tenant_id, id)`)
+    migrate(ctx.storage, 'registry', schema)
   }
 
   add(tenantId: string): void {

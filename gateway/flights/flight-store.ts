@@ -3,6 +3,7 @@
  * keys. Tokens are written as they come, at intervals; what was sent after the last write is generated again, alike,
  * since a resumable generation always has a seed.
  */
+import { migrate } from '../schema.ts'
 import type { FlightRequest } from './flight-client.ts'
 
 /** What is needed to write an answer to a request that came before. */
@@ -26,25 +27,27 @@ export interface StoredFlight {
 /** A row holds 2 MB; a line with 20 log-probabilities some 2 kB. */
 const lines_max_per_row = 256
 
+const schema = [
+  `CREATE TABLE IF NOT EXISTS flights (
+     id TEXT PRIMARY KEY, request TEXT NOT NULL, done INTEGER NOT NULL, expires INTEGER NOT NULL
+   ) WITHOUT ROWID;
+   CREATE TABLE IF NOT EXISTS tickets (
+     id TEXT PRIMARY KEY, flight TEXT NOT NULL, record TEXT NOT NULL, expires INTEGER NOT NULL
+   ) WITHOUT ROWID;
+   CREATE TABLE IF NOT EXISTS lines (
+     flight TEXT NOT NULL, at INTEGER NOT NULL, text TEXT NOT NULL, PRIMARY KEY (flight, at)
+   ) WITHOUT ROWID;
+   CREATE TABLE IF NOT EXISTS idempotency (
+     key TEXT PRIMARY KEY, body TEXT NOT NULL, generation TEXT NOT NULL, expires INTEGER NOT NULL
+   ) WITHOUT ROWID`,
+]
+
 export class FlightStore {
   readonly #sql: SqlStorage
 
-  constructor(sql: SqlStorage) {
-    this.#sql = sql
-    sql.exec(`
-      CREATE TABLE IF NOT EXISTS flights (
-        id TEXT PRIMARY KEY, request TEXT NOT NULL, done INTEGER NOT NULL, expires INTEGER NOT NULL
-      ) WITHOUT ROWID;
-      CREATE TABLE IF NOT EXISTS tickets (
-        id TEXT PRIMARY KEY, flight TEXT NOT NULL, record TEXT NOT NULL, expires INTEGER NOT NULL
-      ) WITHOUT ROWID;
-      CREATE TABLE IF NOT EXISTS lines (
-        flight TEXT NOT NULL, at INTEGER NOT NULL, text TEXT NOT NULL, PRIMARY KEY (flight, at)
-      ) WITHOUT ROWID;
-      CREATE TABLE IF NOT EXISTS idempotency (
-        key TEXT PRIMARY KEY, body TEXT NOT NULL, generation TEXT NOT NULL, expires INTEGER NOT NULL
-      ) WITHOUT ROWID;
-    `)
+  constructor(storage: DurableObjectStorage) {
+    this.#sql = storage.sql
+    migrate(storage, 'flights', schema)
   }
 
   begin(flight: string, request: FlightRequest, expires: number): void {
@@ -58,7 +61,7 @@ export class FlightStore {
 
   addTicket(flight: string, record: TicketRecord, expires: number): void {
     this.#sql.exec(
-      'INSERT OR REPLACE INTO tickets VALUES (?, ?, ?, ?)',
+      'INSERT OR REPLACE INTO tickets (id, flight, record, expires) VALUES (?, ?, ?, ?)',
       record.id,
       flight,
       JSON.stringify(record),
@@ -70,7 +73,8 @@ export class FlightStore {
   append(flight: string, at: number, lines: string[]): void {
     for (let from = 0; from < lines.length; from += lines_max_per_row) {
       const text = lines.slice(from, from + lines_max_per_row).join('\n')
-      this.#sql.exec('INSERT OR REPLACE INTO lines VALUES (?, ?, ?)', flight, at + from, text)
+      const sql = 'INSERT OR REPLACE INTO lines (flight, at, text) VALUES (?, ?, ?)'
+      this.#sql.exec(sql, flight, at + from, text)
     }
   }
 
@@ -132,7 +136,8 @@ export class FlightStore {
     expires: number,
   ): { body: string; generation: string } {
     this.#sql.exec('DELETE FROM idempotency WHERE key = ? AND expires <= ?', key, now)
-    this.#sql.exec('INSERT OR IGNORE INTO idempotency VALUES (?, ?, ?, ?)', key, body, generation, expires)
+    const sql = 'INSERT OR IGNORE INTO idempotency (key, body, generation, expires) VALUES (?, ?, ?, ?)'
+    this.#sql.exec(sql, key, body, generation, expires)
     return this.#sql
       .exec<{ body: string; generation: string }>(
         'SELECT body, generation FROM idempotency WHERE key = ?',

@@ -51,7 +51,7 @@ export class Flights extends DurableObject<Env> {
 
   constructor(ctx: DurableObjectState, env: Env) {
     super(ctx, env)
-    this.#store = new FlightStore(ctx.storage.sql)
+    this.#store = new FlightStore(ctx.storage)
     this.#policies = new PolicyBook(ctx.storage.kv, env, (time) => this.#alarmAt(time))
   }
 

@@ -52,7 +52,9 @@ export const inbound = factory.createHandlers(knownAddress, limitedBody, async f
         caller: hook.caller,
         request: requestText(request),
         endpoints:
-          hook.callback === null ? [] : [{ ...hook.callback, secrets: await signingOf(c.env, hook) }],
+          hook.callback === null
+            ? []
+            : [{ ...hook.callback, secrets: await signingOf(c.env, hook), signer: hook.id }],
         metadata: JSON.stringify(metadata(hook, event)),
         dedupe: id === null ? null : `hook:${hook.id}:${id}`,
       }),

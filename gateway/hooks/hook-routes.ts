@@ -157,6 +157,7 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
       webhook_id,
       url: callback.url,
       secrets: await signingOf(c.env, hook),
+      signer: id,
       body: JSON.stringify(body),
     })
     return c.json({ webhook_id, delivery_id }, 202)

@@ -19,6 +19,7 @@ import {
 } from './batch.ts'
 import { fileKey, newFileId, readLines, writeFile, type StoredFile } from './file-store.ts'
 import type { Caller } from '../keys/identify.ts'
+import { migrate } from '../schema.ts'
 import { attemptEnd } from './job-attempt.ts'
 import type { Endpoint } from './job.ts'
 
@@ -45,6 +46,17 @@ interface Numbered {
   line: BatchLine
 }
 
+const schema = [
+  `CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, bytes INTEGER NOT NULL, created_at INTEGER NOT NULL,
+     filename TEXT NOT NULL, purpose TEXT NOT NULL) WITHOUT ROWID;
+   CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, status TEXT NOT NULL, caller TEXT NOT NULL,
+     input_file_id TEXT NOT NULL, offset INTEGER NOT NULL, total INTEGER NOT NULL, completed INTEGER NOT NULL,
+     failed INTEGER NOT NULL, endpoints TEXT NOT NULL, metadata TEXT, errors TEXT, output_file_id TEXT,
+     error_file_id TEXT, created_at INTEGER NOT NULL, in_progress_at INTEGER, ended_at INTEGER);
+   CREATE TABLE IF NOT EXISTS results (batch TEXT NOT NULL, n INTEGER NOT NULL, ok INTEGER NOT NULL, text TEXT NOT NULL,
+     PRIMARY KEY (batch, n)) WITHOUT ROWID`,
+]
+
 export class Batches extends DurableObject<Env> {
   readonly #sql: SqlStorage
   #working = false
@@ -52,19 +64,12 @@ export class Batches extends DurableObject<Env> {
   constructor(ctx: DurableObjectState, env: Env) {
     super(ctx, env)
     this.#sql = ctx.storage.sql
-    this.#sql.exec(`
-      CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, bytes INTEGER NOT NULL, created_at INTEGER NOT NULL,
-        filename TEXT NOT NULL, purpose TEXT NOT NULL) WITHOUT ROWID;
-      CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, status TEXT NOT NULL, caller TEXT NOT NULL,
-        input_file_id TEXT NOT NULL, offset INTEGER NOT NULL, total INTEGER NOT NULL, completed INTEGER NOT NULL, failed INTEGER NOT NULL,
-        endpoints TEXT NOT NULL, metadata TEXT,
-        errors TEXT, output_file_id TEXT, error_file_id TEXT, created_at INTEGER NOT NULL, in_progress_at INTEGER, ended_at INTEGER);
-      CREATE TABLE IF NOT EXISTS results (batch TEXT NOT NULL, n INTEGER NOT NULL, ok INTEGER NOT NULL, text TEXT NOT NULL,
-        PRIMARY KEY (batch, n)) WITHOUT ROWID`)
+    migrate(ctx.storage, 'batches', schema)
   }
 
   addFile({ id, bytes, created_at, filename, purpose }: StoredFile): void {
-    this.#sql.exec('INSERT INTO files VALUES (?, ?, ?, ?, ?)', id, bytes, created_at, filename, purpose)
+    const sql = 'INSERT INTO files (id, bytes, created_at, filename, purpose) VALUES (?, ?, ?, ?, ?)'
+    this.#sql.exec(sql, id, bytes, created_at, filename, purpose)
   }
 
   file(id: string): StoredFile | null {
@@ -264,7 +269,7 @@ export class Batches extends DurableObject<Env> {
 
   #keep(batch: string, n: number, ok: boolean, text: string): void {
     this.ctx.storage.transactionSync(() => {
-      const sql = 'INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?) RETURNING n'
+      const sql = 'INSERT OR IGNORE INTO results (batch, n, ok, text) VALUES (?, ?, ?, ?) RETURNING n'
       if (this.#sql.exec(sql, batch, n, Number(ok), text).toArray().length === 0) return
       const count = 'UPDATE batches SET completed = completed + ?1, failed = failed + 1 - ?1 WHERE id = ?2'
       this.#sql.exec(count, Number(ok), batch)
@@ -325,8 +330,8 @@ export class Batches extends DurableObject<Env> {
       data,
     })
     const { tenantId } = JSON.parse(row.caller) as Caller
-    for (const { url, secrets } of JSON.parse(row.endpoints) as Endpoint[])
-      await this.env.JOBS.getByName(tenantId).tell({ webhook_id, url, secrets, body })
+    for (const { events: _, ...endpoint } of JSON.parse(row.endpoints) as Endpoint[])
+      await this.env.JOBS.getByName(tenantId).tell({ webhook_id, ...endpoint, body })
     this.#sql.exec('UPDATE batches SET status = ?, ended_at = ? WHERE id = ?', status, now, id)
     if (status !== 'failed') this.#sql.exec('DELETE FROM results WHERE batch = ?', id)
   }

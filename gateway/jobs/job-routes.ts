@@ -168,9 +168,11 @@ export async function endpointOf(
   if (!webhook) return null
   checkCallbackUrl(webhook.url, c.env.ENVIRONMENT, 'webhook.url')
   const jobs = own(c)
-  const secrets = webhook.secret === undefined ? await stored(jobs.signingSecrets()) : [webhook.secret]
+  const { secret } = webhook
+  const secrets = secret === undefined ? await stored(jobs.signingSecrets()) : [secret]
   return {
     url: webhook.url,
+    ...(secret === undefined ? { signer: 'tenant' } : {}),
     secrets:
       webhook.ed25519 === true ? [...secrets, (await stored(jobs.signingPair())).private_key] : secrets,
     events: chosenEvents(filter ?? null, 'webhook_events_filter'),

@@ -11,7 +11,10 @@ export type JobEvent = (typeof events)[number]
 /** Where its end is told. */
 export interface Endpoint {
   url: string
+  /** As they were when the event was accepted. */
   secrets: string[]
+  /** Whose secrets sign when it is sent: `tenant`, or a hook's id; absent: those here, which came with the request. */
+  signer?: string
   events: readonly JobEvent[]
 }
 
@@ -27,6 +30,8 @@ export type JobRow = {
   /** How often it was taken up, and how often it was asked for. */
   attempt: number
   run: number
+  /** How often the object died while it ran. */
+  interrupted: number
   ready_at: number
   created_at: number
   started_at: number | null

@@ -13,9 +13,10 @@ import { DurableObject } from 'cloudflare:workers'
 import { ApiError } from '../../src/errors.ts'
 import { answer, type Answer } from '../chat/answer.ts'
 import type { Caller } from '../keys/identify.ts'
+import { migrate } from '../schema.ts'
 import { isTerminal, jobEvent, kept_ms, type Endpoint, type JobRow, type JobStatus } from './job.ts'
 import { attemptEnd, failed } from './job-attempt.ts'
-import { Outbox, type AttemptRow, type DeliveryRow } from './outbox.ts'
+import { Outbox, type AttemptRow, type DeliveryRow, type Told } from './outbox.ts'
 import type { SigningPair } from './signature.ts'
 import { rotateSigningSecret, signingPair, signingSecrets } from './signing-keys.ts'
 
@@ -31,6 +32,9 @@ export interface NewJob {
 }
 
 const running_max = 8
+/** A job that was under way this often when the object died may be why: it runs alone from then on, and no more at last. */
+const suspect_min = 2
+const interrupted_max = 5
 /** An object holds 10 GB; the outbox and the finished jobs of a week want their part. */
 const stored_bytes_max = 5e9
 /** Behind clients that wait. */
@@ -39,10 +43,22 @@ const priority = -1
 const heartbeat_ms = 5_000
 const purge_every_ms = 3_600_000
 
+const schema = [
+  `CREATE TABLE IF NOT EXISTS jobs (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, dedupe TEXT UNIQUE,
+     status TEXT NOT NULL, caller TEXT NOT NULL, request TEXT NOT NULL, endpoints TEXT NOT NULL, metadata TEXT,
+     attempt INTEGER NOT NULL, run INTEGER NOT NULL, ready_at INTEGER NOT NULL, created_at INTEGER NOT NULL,
+     started_at INTEGER, finished_at INTEGER, response TEXT, error TEXT);
+   CREATE INDEX IF NOT EXISTS by_status ON jobs (status, seq);
+   CREATE INDEX IF NOT EXISTS by_ready ON jobs (status, ready_at);
+   CREATE INDEX IF NOT EXISTS by_end ON jobs (finished_at)`,
+  'ALTER TABLE jobs ADD COLUMN interrupted INTEGER NOT NULL DEFAULT 0',
+]
+
 export class Jobs extends DurableObject<Env> {
   readonly #sql: SqlStorage
   readonly #outbox: Outbox
   readonly #running = new Map<string, AbortController>()
+  readonly #suspects = new Set<string>()
   readonly #waiting = new Map<string, Set<() => void>>()
   #alarmAt = Infinity
   /** By key: until when (milliseconds since the epoch) a limit lets none of its jobs start. */
@@ -54,17 +70,14 @@ export class Jobs extends DurableObject<Env> {
   constructor(ctx: DurableObjectState, env: Env) {
     super(ctx, env)
     this.#sql = ctx.storage.sql
-    this.#sql.exec(`
-      CREATE TABLE IF NOT EXISTS jobs (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, dedupe TEXT UNIQUE,
-        status TEXT NOT NULL, caller TEXT NOT NULL, request TEXT NOT NULL, endpoints TEXT NOT NULL, metadata TEXT,
-        attempt INTEGER NOT NULL, run INTEGER NOT NULL, ready_at INTEGER NOT NULL, created_at INTEGER NOT NULL,
-        started_at INTEGER, finished_at INTEGER, response TEXT, error TEXT);
-      CREATE INDEX IF NOT EXISTS by_status ON jobs (status, seq);
-      CREATE INDEX IF NOT EXISTS by_ready ON jobs (status, ready_at);
-      CREATE INDEX IF NOT EXISTS by_end ON jobs (finished_at)`)
-    this.#outbox = new Outbox(this.#sql, env)
+    migrate(ctx.storage, 'jobs', schema)
+    this.#outbox = new Outbox(ctx.storage, env)
     // Whoever was running these is gone.
-    this.#sql.exec("UPDATE jobs SET status = 'queued' WHERE status = 'in_progress'")
+    this.#sql.exec(
+      "UPDATE jobs SET status = 'queued', interrupted = interrupted + 1 WHERE status = 'in_progress'",
+    )
+    const suspects = "SELECT id FROM jobs WHERE status = 'queued' AND interrupted >= ?"
+    for (const { id } of this.#sql.exec<{ id: string }>(suspects, suspect_min)) this.#suspects.add(id)
     const waiting = "SELECT count(*) AS n FROM jobs WHERE status = 'queued'"
     this.#queued = this.#sql.exec<{ n: number }>(waiting).one().n
   }
@@ -135,7 +148,7 @@ export class Jobs extends DurableObject<Env> {
 
   /** Runs a job again that failed or was cancelled, for whoever asks; null where it is not one of these. */
   async retry(id: string, caller: Caller): Promise<JobRow | null> {
-    const sql = `UPDATE jobs SET status = 'queued', run = run + 1, attempt = 0, ready_at = ?, started_at = NULL,
+    const sql = `UPDATE jobs SET status = 'queued', run = run + 1, attempt = 0, interrupted = 0, ready_at = ?, started_at = NULL,
         finished_at = NULL, error = NULL, caller = ? WHERE id = ? AND status IN ('failed', 'cancelled') RETURNING *`
     const row = this.#sql.exec<JobRow>(sql, Date.now(), JSON.stringify(caller), id).toArray()[0]
     if (row === undefined) return null
@@ -165,7 +178,7 @@ export class Jobs extends DurableObject<Env> {
   }
 
   /** An event that no job stands behind. */
-  async tell(message: { webhook_id: string; url: string; secrets: string[]; body: string }): Promise<string> {
+  async tell(message: Told): Promise<string> {
     const id = this.#outbox.add(message, null)
     this.#work()
     return id
@@ -243,20 +256,36 @@ export class Jobs extends DurableObject<Env> {
 
   /** `+ready_at`: by the index over seq, so that the first few are found without sorting all that wait. */
   #startJobs(now: number): void {
-    const room = running_max - this.#running.size
-    if (room <= 0) return
+    const running = [...this.#running.keys()]
+    if (running.length >= running_max || running.some((id) => this.#suspects.has(id))) return
+    const held = JSON.stringify([...this.#held.keys()])
+    const ready = `status = 'queued' AND +ready_at <= ?1
+      AND caller ->> '$.keyId' NOT IN (SELECT value FROM json_each(?2))`
+    const first = `SELECT id FROM jobs WHERE id IN (SELECT value FROM json_each(?3)) AND ${ready} ORDER BY seq LIMIT 1`
+    const suspects = JSON.stringify([...this.#suspects])
+    const suspect =
+      this.#suspects.size === 0
+        ? undefined
+        : this.#sql.exec<{ id: string }>(first, now, held, suspects).toArray()[0]
+    // It waits for the others to end, and they for it.
+    if (suspect !== undefined && running.length > 0) return
     const rows = this.#sql
       .exec<JobRow>(
         `UPDATE jobs SET status = 'in_progress', attempt = attempt + 1, started_at = coalesce(started_at, ?1)
-         WHERE seq IN (SELECT seq FROM jobs WHERE status = 'queued' AND +ready_at <= ?1
-           AND caller ->> '$.keyId' NOT IN (SELECT value FROM json_each(?3)) ORDER BY seq LIMIT ?2) RETURNING *`,
+         WHERE seq IN (SELECT seq FROM jobs WHERE ${ready} AND id = coalesce(?3, id) ORDER BY seq LIMIT ?4) RETURNING *`,
         now,
-        room,
-        JSON.stringify([...this.#held.keys()]),
+        held,
+        suspect?.id ?? null,
+        running_max - running.length,
       )
       .toArray()
     this.#queued -= rows.length
     for (const row of rows) {
+      if (row.interrupted >= interrupted_max) {
+        const error = new ApiError('job_interrupted', `This job broke off ${interrupted_max} times.`)
+        this.#finish({ ...row, ...failed(error), status: 'failed', finished_at: now })
+        return this.#startJobs(now)
+      }
       const abort = new AbortController()
       this.#running.set(row.id, abort)
       void this.#run(row, abort).catch((cause: unknown) =>
@@ -321,10 +350,11 @@ export class Jobs extends DurableObject<Env> {
         row.id,
       )
       const event = jobEvent(row)
-      for (const { url, secrets, events } of JSON.parse(row.endpoints) as Endpoint[]) {
-        if (events.includes(event.type)) this.#outbox.add({ ...event, url, secrets }, row.id)
+      for (const { events, ...endpoint } of JSON.parse(row.endpoints) as Endpoint[]) {
+        if (events.includes(event.type)) this.#outbox.add({ ...event, ...endpoint }, row.id)
       }
     })
+    this.#suspects.delete(row.id)
     for (const resolve of this.#waiting.get(row.id) ?? []) resolve()
     this.#waiting.delete(row.id)
   }

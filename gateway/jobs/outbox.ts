@@ -2,7 +2,8 @@
  * The outbox of one tenant: every event that must reach a receiver, what was tried, and each endpoint's breaker. A row is
  * written in the transaction that ends its job, so an end is told exactly once by id, at least once by wire.
  */
-import { deliver, type Message, type Outcome } from './deliver.ts'
+import { migrate } from '../schema.ts'
+import { deliver, type Outcome } from './deliver.ts'
 import {
   afterAttempt,
   failures_max,
@@ -11,6 +12,13 @@ import {
   timeScale,
   type Breaker,
 } from './delivery-schedule.ts'
+import type { Endpoint } from './job.ts'
+import { secretsNow } from './signing-keys.ts'
+
+export interface Told extends Pick<Endpoint, 'url' | 'secrets' | 'signer'> {
+  webhook_id: string
+  body: string
+}
 
 export type DeliveryRow = {
   id: string
@@ -18,6 +26,7 @@ export type DeliveryRow = {
   job_id: string | null
   url: string
   secrets: string
+  signer: string | null
   body: string
   status: 'pending' | 'sending' | 'delivered' | 'dead'
   attempt: number
@@ -43,42 +52,50 @@ const in_flight_per_endpoint_max = 3
 const due_rows = 20
 const dead_kept_ms = 30 * 24 * 3_600_000
 
+const schema = [
+  `CREATE TABLE IF NOT EXISTS deliveries (id TEXT PRIMARY KEY, webhook_id TEXT NOT NULL, job_id TEXT, url TEXT NOT NULL,
+     secrets TEXT NOT NULL, body TEXT NOT NULL, status TEXT NOT NULL, attempt INTEGER NOT NULL, next_at INTEGER,
+     created_at INTEGER NOT NULL, status_code INTEGER, error TEXT, UNIQUE (webhook_id, url)) WITHOUT ROWID;
+   DROP INDEX IF EXISTS due;
+   CREATE INDEX IF NOT EXISTS due_at ON deliveries (status, next_at, url);
+   CREATE INDEX IF NOT EXISTS of_job ON deliveries (job_id);
+   CREATE TABLE IF NOT EXISTS attempts (delivery_id TEXT NOT NULL, at INTEGER NOT NULL, attempt INTEGER NOT NULL,
+     status_code INTEGER, error TEXT, next_at INTEGER, PRIMARY KEY (delivery_id, at, attempt)) WITHOUT ROWID;
+   CREATE TABLE IF NOT EXISTS endpoints (url TEXT PRIMARY KEY, failures INTEGER NOT NULL, open_until INTEGER NOT NULL,
+     disabled INTEGER NOT NULL) WITHOUT ROWID`,
+  'ALTER TABLE deliveries ADD COLUMN signer TEXT',
+]
+
 export class Outbox {
   readonly #sql: SqlStorage
+  readonly #kv: SyncKvStorage
   readonly #env: Env
   readonly #inFlight = new Map<string, number>()
   #sending = 0
 
-  constructor(sql: SqlStorage, env: Env) {
-    this.#sql = sql
+  constructor(storage: DurableObjectStorage, env: Env) {
+    this.#sql = storage.sql
+    this.#kv = storage.kv
     this.#env = env
-    sql.exec(`
-      CREATE TABLE IF NOT EXISTS deliveries (id TEXT PRIMARY KEY, webhook_id TEXT NOT NULL, job_id TEXT, url TEXT NOT NULL,
-        secrets TEXT NOT NULL, body TEXT NOT NULL, status TEXT NOT NULL, attempt INTEGER NOT NULL, next_at INTEGER,
-        created_at INTEGER NOT NULL, status_code INTEGER, error TEXT, UNIQUE (webhook_id, url)) WITHOUT ROWID;
-      DROP INDEX IF EXISTS due;
-      CREATE INDEX IF NOT EXISTS due_at ON deliveries (status, next_at, url);
-      CREATE INDEX IF NOT EXISTS of_job ON deliveries (job_id);
-      CREATE TABLE IF NOT EXISTS attempts (delivery_id TEXT NOT NULL, at INTEGER NOT NULL, attempt INTEGER NOT NULL,
-        status_code INTEGER, error TEXT, next_at INTEGER, PRIMARY KEY (delivery_id, at, attempt)) WITHOUT ROWID;
-      CREATE TABLE IF NOT EXISTS endpoints (url TEXT PRIMARY KEY, failures INTEGER NOT NULL, open_until INTEGER NOT NULL,
-        disabled INTEGER NOT NULL) WITHOUT ROWID`)
+    migrate(storage, 'outbox', schema)
     // Whoever was sending these is gone.
-    sql.exec("UPDATE deliveries SET status = 'pending' WHERE status = 'sending'")
+    this.#sql.exec("UPDATE deliveries SET status = 'pending' WHERE status = 'sending'")
   }
 
   /** Nothing happens where this event already stands for this receiver. */
-  add(message: Message, job_id: string | null): string {
+  add(message: Told, job_id: string | null): string {
     // In order of time, as lists are.
     const at = Date.now().toString(16).padStart(12, '0')
     const id = `dlv_${at}${crypto.randomUUID().replaceAll('-', '').slice(0, 20)}`
     this.#sql.exec(
-      `INSERT OR IGNORE INTO deliveries VALUES (?, ?, ?, ?, ?, ?, 'pending', 0, ?, ?, NULL, NULL)`,
+      `INSERT OR IGNORE INTO deliveries (id, webhook_id, job_id, url, secrets, signer, body, status, attempt, next_at, created_at)
+       VALUES (?, ?, ?, ?, ?, ?, ?, 'pending', 0, ?, ?)`,
       id,
       message.webhook_id,
       job_id,
       message.url,
       JSON.stringify(message.secrets),
+      message.signer ?? null,
       message.body,
       Date.now(),
       Date.now(),
@@ -189,9 +206,10 @@ export class Outbox {
   }
 
   async #attempt(row: DeliveryRow, done: () => void): Promise<void> {
-    const message = { ...row, secrets: JSON.parse(row.secrets) as string[] }
     try {
-      this.#end(row, await deliver(this.#env, message))
+      const held = { signer: row.signer, secrets: JSON.parse(row.secrets) as string[] }
+      const secrets = await secretsNow(this.#env, this.#kv, held)
+      this.#end(row, await deliver(this.#env, { ...row, secrets }))
     } catch (cause) {
       console.error('a delivery could not be tried', row.id, cause)
       this.#end(row, { type: 'failed', status_code: null, error: 'could not be tried', retryAfterMs: 0 })
@@ -222,7 +240,8 @@ export class Outbox {
       error,
       row.id,
     )
-    const log = 'INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?)'
+    const log = `INSERT OR REPLACE INTO attempts (delivery_id, at, attempt, status_code, error, next_at)
+      VALUES (?, ?, ?, ?, ?, ?)`
     this.#sql.exec(log, row.id, now, attempt, code, error, next_at)
     this.#judge(row.url, outcome, now, scale)
   }
@@ -239,7 +258,7 @@ export class Outbox {
     const before = known ?? { failures: 0, open_until: 0 }
     const { failures, open_until } = afterAttempt(before, outcome.type === 'delivered', now, scale)
     const gone = Number(outcome.status_code === 410)
-    const sql = `INSERT INTO endpoints VALUES (?1, ?2, ?3, ?4)
+    const sql = `INSERT INTO endpoints (url, failures, open_until, disabled) VALUES (?1, ?2, ?3, ?4)
       ON CONFLICT (url) DO UPDATE SET failures = ?2, open_until = ?3, disabled = max(disabled, ?4)`
     this.#sql.exec(sql, url, failures, Math.ceil(open_until), gone)
   }

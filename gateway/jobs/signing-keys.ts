@@ -2,7 +2,7 @@
  * What a tenant's deliveries are signed with, made when first asked for: secrets for v1, which rotate with an overlap,
  * and one Ed25519 pair for v1a, so that a receiver can verify without being able to sign.
  */
-import { holding, rotated, type HeldSecret } from '../hooks/hook.ts'
+import { holding, rotated, storedHook, type HeldSecret } from '../hooks/hook.ts'
 import { makeSigningPair, makeSigningSecret, type SigningPair } from './signature.ts'
 
 /** Those that hold, the newest first. */
@@ -14,6 +14,18 @@ export function signingSecrets(kv: SyncKvStorage): string[] {
 export function rotateSigningSecret(kv: SyncKvStorage, grace_ms: number): string[] {
   kv.put('signing', rotated(held(kv), makeSigningSecret(), Date.now() + grace_ms))
   return signingSecrets(kv)
+}
+
+/** What signs now. A pair never rotates; a hook that is gone leaves what it had when the event was accepted. */
+export async function secretsNow(
+  env: Env,
+  kv: SyncKvStorage,
+  { signer, secrets }: { signer: string | null; secrets: string[] },
+): Promise<string[]> {
+  if (signer === null) return secrets
+  const signing = signer === 'tenant' ? held(kv) : (await storedHook(env, signer))?.signing
+  if (signing === undefined) return secrets
+  return [...holding(signing, Date.now()), ...secrets.filter((secret) => secret.startsWith('whsk_'))]
 }
 
 export async function signingPair(kv: SyncKvStorage): Promise<SigningPair> {

@@ -1,4 +1,5 @@
 import { DurableObject } from 'cloudflare:workers'
+import { migrate } from '../schema.ts'
 
 /** What is kept of an API key, under the HMAC of the key; the key itself is kept nowhere. */
 export interface KeyRecord {
@@ -12,13 +13,13 @@ export interface KeyRecord {
   expires_at: number | null
 }
 
+const schema = ['CREATE TABLE IF NOT EXISTS keys (hash TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID']
+
 /** One sixteenth of all keys, by hash. */
 export class Directory extends DurableObject<Env> {
   constructor(ctx: DurableObjectState, env: Env) {
     super(ctx, env)
-    ctx.storage.sql.exec(
-      'CREATE TABLE IF NOT EXISTS keys (hash TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID',
-    )
+    migrate(ctx.storage, 'keys', schema)
   }
 
   get(hash: string): KeyRecord | null {

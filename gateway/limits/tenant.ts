@@ -57,7 +57,7 @@ export class Tenant extends DurableObject<Env> {
       [...ctx.storage.kv.list<TenantKey>({ prefix: 'key:' })].map(([, key]) => [key.id, key]),
     )
     this.#ledger = new Ledger(ctx.storage)
-    this.#usage = new UsageBook(ctx.storage.sql)
+    this.#usage = new UsageBook(ctx.storage)
   }
 
   /** Counts one request; with `wanted` also asks for request units ahead of use. */

@@ -4,6 +4,7 @@
  */
 import * as z from 'zod/mini'
 import type { TokenUsage } from '../../src/protocol.ts'
+import { migrate } from '../schema.ts'
 import type { Use } from './tenant-record.ts'
 
 export interface Counts {
@@ -52,17 +53,21 @@ interface Entry extends Use, Counts {
   hour: number
 }
 
+const schema = [
+  `CREATE TABLE IF NOT EXISTS usage (
+     hour INTEGER NOT NULL, key_id TEXT NOT NULL, model TEXT NOT NULL, template TEXT NOT NULL,
+     requests INTEGER NOT NULL, hits INTEGER NOT NULL, prompt INTEGER NOT NULL, cached INTEGER NOT NULL,
+     completion INTEGER NOT NULL, cost INTEGER NOT NULL,
+     PRIMARY KEY (hour, key_id, model, template)) WITHOUT ROWID`,
+]
+
 export class UsageBook {
   readonly #sql: SqlStorage
   #pending = new Map<string, Entry>()
 
-  constructor(sql: SqlStorage) {
-    this.#sql = sql
-    sql.exec(`CREATE TABLE IF NOT EXISTS usage (
-      hour INTEGER NOT NULL, key_id TEXT NOT NULL, model TEXT NOT NULL, template TEXT NOT NULL,
-      requests INTEGER NOT NULL, hits INTEGER NOT NULL, prompt INTEGER NOT NULL, cached INTEGER NOT NULL,
-      completion INTEGER NOT NULL, cost INTEGER NOT NULL,
-      PRIMARY KEY (hour, key_id, model, template)) WITHOUT ROWID`)
+  constructor(storage: DurableObjectStorage) {
+    this.#sql = storage.sql
+    migrate(storage, 'usage', schema)
   }
 
   get changed(): boolean {
@@ -101,7 +106,7 @@ export class UsageBook {
   flush(): void {
     for (const entry of this.#pending.values()) {
       this.#sql.exec(
-        `INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        `INSERT INTO usage (${columns.join(', ')}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT DO UPDATE SET requests = requests + excluded.requests, hits = hits + excluded.hits,
            prompt = prompt + excluded.prompt, cached = cached + excluded.cached,
            completion = completion + excluded.completion, cost = cost + excluded.cost`,

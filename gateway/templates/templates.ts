@@ -1,5 +1,6 @@
 /** The templates of one tenant, or of the operator: names, versions and which of these is used when none is asked for. */
 import { DurableObject } from 'cloudflare:workers'
+import { migrate } from '../schema.ts'
 
 export interface TemplateInfo {
   id: string
@@ -31,21 +32,25 @@ type InfoRow = {
 }
 type VersionRow = { [Field in keyof TemplateVersion]: TemplateVersion[Field] }
 
+const schema = [
+  `CREATE TABLE IF NOT EXISTS templates (id TEXT PRIMARY KEY, name TEXT NOT NULL, version INTEGER NOT NULL,
+     pinned INTEGER NOT NULL, latest INTEGER NOT NULL, created_at INTEGER NOT NULL) WITHOUT ROWID;
+   CREATE TABLE IF NOT EXISTS versions (id TEXT NOT NULL, version INTEGER NOT NULL, created_at INTEGER NOT NULL,
+     body TEXT NOT NULL, PRIMARY KEY (id, version)) WITHOUT ROWID`,
+]
+
 export class Templates extends DurableObject<Env> {
   readonly #sql: SqlStorage
 
   constructor(ctx: DurableObjectState, env: Env) {
     super(ctx, env)
     this.#sql = ctx.storage.sql
-    this.#sql.exec(`
-      CREATE TABLE IF NOT EXISTS templates (id TEXT PRIMARY KEY, name TEXT NOT NULL, version INTEGER NOT NULL,
-        pinned INTEGER NOT NULL, latest INTEGER NOT NULL, created_at INTEGER NOT NULL) WITHOUT ROWID;
-      CREATE TABLE IF NOT EXISTS versions (id TEXT NOT NULL, version INTEGER NOT NULL, created_at INTEGER NOT NULL,
-        body TEXT NOT NULL, PRIMARY KEY (id, version)) WITHOUT ROWID`)
+    migrate(ctx.storage, 'templates', schema)
   }
 
   create(id: string, name: string, body: string): TemplateInfo | null {
-    this.#sql.exec('INSERT INTO templates VALUES (?, ?, 0, 0, 0, ?)', id, name, nowS())
+    const sql = `INSERT INTO templates (id, name, version, pinned, latest, created_at) VALUES (?, ?, 0, 0, 0, ?)`
+    this.#sql.exec(sql, id, name, nowS())
     return this.addVersion(id, body)
   }
 
@@ -53,7 +58,8 @@ export class Templates extends DurableObject<Env> {
     const info = this.get(id)
     if (info === null) return null
     const version = info.latest_version + 1
-    this.#sql.exec('INSERT INTO versions VALUES (?, ?, ?, ?)', id, version, nowS(), body)
+    const sql = 'INSERT INTO versions (id, version, created_at, body) VALUES (?, ?, ?, ?)'
+    this.#sql.exec(sql, id, version, nowS(), body)
     this.#sql.exec(
       'UPDATE templates SET latest = ?, version = iif(pinned, version, ?) WHERE id = ?',
       version,

@@ -1,10 +1,16 @@
 /** Jobs where no backend is: what waits, what is refused, what their deliveries are signed with. */
 import { env, exports } from 'cloudflare:workers'
-import { afterEach, expect, it } from 'vitest'
+import { abortAllDurableObjects, runDurableObjectAlarm } from 'cloudflare:test'
+import { Webhook } from 'standardwebhooks'
+import { afterEach, describe, expect, it, vi } from 'vitest'
+import { saying, scriptedBackend } from '../scripted-backend.ts'
 
-const usual = env.QUEUED_JOBS_MAX
+const usual = { QUEUED_JOBS_MAX: env.QUEUED_JOBS_MAX, QWEN_EDGE_TIME_SCALE: env.QWEN_EDGE_TIME_SCALE }
 const setMost = (n: string) => Object.assign(env, { QUEUED_JOBS_MAX: n })
-afterEach(() => setMost(usual))
+afterEach(() => {
+  vi.restoreAllMocks()
+  Object.assign(env, usual)
+})
 
 type Answer = {
   status: number
@@ -29,13 +35,18 @@ async function tenant() {
   }
   const { id } = await admin('/tenants', { name: 'Acme' })
   const { key } = await admin(`/tenants/${id}/keys`, { name: 'first' })
-  const v1 = async (path: string, body?: unknown, headers = {}): Promise<Answer> => {
+  const v1 = async (
+    path: string,
+    body?: unknown,
+    headers = {},
+    method = body === undefined ? 'GET' : 'POST',
+  ): Promise<Answer> => {
     const response = await fetchEdge(`/v1${path}`, {
-      method: body === undefined ? 'GET' : 'POST',
+      method,
       headers: { authorization: `Bearer ${key}`, ...headers },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     })
-    return { status: response.status, json: await response.json() }
+    return { status: response.status, json: JSON.parse((await response.text()) || '{}') as Answer['json'] }
   }
   return { id, v1, suspend: () => admin(`/tenants/${id}`, { status: 'suspended' }, 'PATCH') }
 }
@@ -94,4 +105,128 @@ it('a job that cannot be stored is a 503 and was not accepted', async () => {
   Object.assign(env, { JOBS })
   expect([status, json.error?.code]).toEqual([503, 'storage_unavailable'])
   expect((await v1('/jobs')).json.data).toEqual([])
+})
+
+it('a job that takes its object down ends by name; those beside it are answered', async () => {
+  const { id, v1 } = await tenant()
+  let [deadly, deaths] = [false, 0]
+  scriptedBackend(async (run) => {
+    if (run.request.sampling.seed === 666) return void (deadly = true)
+    await scheduler.wait(30)
+    saying('fine')(run)
+  })
+  const make = async (seed: number) => {
+    const { request } = job()
+    return (await v1('/jobs', { request: { ...request, max_tokens: 50, temperature: 1, seed } })).json.id
+  }
+  const ids = [await make(1), await make(666), await make(2), await make(3)]
+  // A stub breaks with its object.
+  const jobs = () => env.JOBS.getByName(id)
+  const states = async () => {
+    const rows = await Promise.all(ids.map((one) => jobs().get(one, 0)))
+    return rows.map((row) => (row?.error ? (JSON.parse(row.error) as { code: string }).code : row?.status))
+  }
+  const wanted = ['completed', 'job_interrupted', 'completed', 'completed']
+  for (let round = 0; (await states()).join() !== wanted.join(); round++) {
+    if (round > 300) expect(await states()).toEqual(wanted)
+    await scheduler.wait(20)
+    if (deadly) {
+      deaths++
+      deadly = false
+      await abortAllDurableObjects()
+    }
+    await runDurableObjectAlarm(jobs())
+  }
+  expect(deaths).toBe(5)
+  const again = await v1(`/jobs/${ids[1]}/retry`, {})
+  expect(again.json.status).toBe('queued')
+  await v1(`/jobs/${ids[1]}/cancel`, {})
+})
+
+describe('a delivery is signed when it is sent', () => {
+  interface Sent {
+    id: string
+    timestamp: number
+    verifies: (secret: string) => boolean
+  }
+
+  /** Refuses the first attempt, after what happens meanwhile. */
+  function receiver(meanwhile: () => Promise<unknown>): Sent[] {
+    // The first gap is 5 s: 1.25 s here.
+    Object.assign(env, { QWEN_EDGE_TIME_SCALE: '4' })
+    const sent: Sent[] = []
+    vi.spyOn(globalThis, 'fetch').mockImplementation(async (url, init) => {
+      if (url !== 'http://localhost:9000/') return new Response('no backend', { status: 502 })
+      const headers = init?.headers as Record<string, string>
+      const verifies = (secret: string) => {
+        try {
+          return new Webhook(secret).verify(init?.body as string, headers) !== undefined
+        } catch {
+          return false
+        }
+      }
+      sent.push({ id: headers['webhook-id']!, timestamp: Number(headers['webhook-timestamp']), verifies })
+      if (sent.length > 1) return new Response(null, { status: 204 })
+      await meanwhile()
+      return new Response(null, { status: 500 })
+    })
+    return sent
+  }
+  const message = (secrets: string[], signer?: string) => ({
+    webhook_id: `evt_${crypto.randomUUID()}`,
+    url: 'http://localhost:9000/',
+    body: '{"type":"response.completed"}',
+    secrets,
+    ...(signer === undefined ? {} : { signer }),
+  })
+
+  it('with the secret that the tenant has by then, under the same id and a new time', async () => {
+    const { id, v1 } = await tenant()
+    const before = (await v1('/deliveries/signing_secret')).json.signing_secret
+    let after = ''
+    const sent = receiver(async () => {
+      after = (await v1('/deliveries/signing_secret/rotate', { grace_seconds: 0 })).json.signing_secret
+    })
+    await env.JOBS.getByName(id).tell(message([before], 'tenant'))
+    await expect.poll(() => sent.length, { timeout: 5_000 }).toBe(2)
+    expect(sent.map(({ verifies }) => [verifies(before), verifies(after)])).toEqual([
+      [true, false],
+      [false, true],
+    ])
+    expect(sent[1]?.id).toBe(sent[0]?.id)
+    expect(sent[1]?.timestamp).toBeGreaterThan(sent[0]?.timestamp ?? Infinity)
+  })
+
+  it("with its hook's, with the last that it had when it is gone, and with one of the request's own", async () => {
+    const { id, v1 } = await tenant()
+    const made = await v1('/hooks', {
+      name: 'h',
+      messages: [{ role: 'user', content: 'x' }],
+      verify: { type: 'token' },
+      callback: { url: 'http://localhost:9000/' },
+    })
+    const { id: hook, signing_secret: before } = made.json
+    const jobs = env.JOBS.getByName(id)
+    let after = ''
+    const sent = receiver(async () => {
+      const rotate = { target: 'signing', grace_seconds: 0 }
+      after = (await v1(`/hooks/${hook}/rotate`, rotate)).json.signing_secret
+    })
+    await v1(`/hooks/${hook}/test`, {})
+    await expect.poll(() => sent.length, { timeout: 5_000 }).toBe(2)
+    expect(sent.map(({ verifies }) => [verifies(before), verifies(after)])).toEqual([
+      [true, false],
+      [false, true],
+    ])
+    await v1(`/hooks/${hook}`, undefined, {}, 'DELETE')
+    await jobs.tell(message([after], hook))
+    await expect.poll(() => sent.length, { timeout: 5_000 }).toBe(3)
+    const own = 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw'
+    await jobs.tell(message([own]))
+    await expect.poll(() => sent.length, { timeout: 5_000 }).toBe(4)
+    expect(sent.slice(2).map(({ verifies }) => [verifies(after), verifies(own)])).toEqual([
+      [true, false],
+      [false, true],
+    ])
+  })
 })

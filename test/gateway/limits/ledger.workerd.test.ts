@@ -49,19 +49,19 @@ it.each(['{"tiny": {"prompt": "0,5"}}', '{"tiny": {"prompt": -1}}', '{"tiny": {"
 )
 
 it('usage survives a restart, and costs what it cost then', async () => {
-  await inObject('usage', ({ sql }) => {
+  await inObject('usage', (storage) => {
     const prices = parsePrices('{"tiny": {"prompt": 0.5, "cached": 0.05, "completion": 1.5}}')
     const now = Date.UTC(2026, 0, 1, 12, 30)
     for (let restart = 0; restart < 3; restart++) {
-      const book = new UsageBook(sql)
+      const book = new UsageBook(storage)
       book.addRequests(use, 2, 1, now)
       book.addTokens(use, { prompt: 1_000_000, cached: 500_000, completion: 100_000 }, prices, now)
       book.flush()
     }
-    const [row] = new UsageBook(sql).read(now / 1000 - 1, now / 1000 + 1, 'hour')
+    const [row] = new UsageBook(storage).read(now / 1000 - 1, now / 1000 + 1, 'hour')
     expect(row).toMatchObject({ group: String(now / 1000 - 1800), requests: 6, hits: 3, prompt: 3_000_000 })
     expect(row!.cost / 1e9).toBe(1.275)
-    expect(new UsageBook(sql).read(now / 1000 + 3600, now / 1000 + 7200, 'key')).toEqual([])
+    expect(new UsageBook(storage).read(now / 1000 + 3600, now / 1000 + 7200, 'key')).toEqual([])
   })
 })
 

@@ -114,7 +114,7 @@ void Engine::close() {
 
 /** Under the mutex. */
 Error Engine::closed_error() const {
-  return {ErrorCode::closed, failure_.empty() ? "the engine is closed" : concat("the engine has failed: ", failure_)};
+  return {ErrorCode::closed, failure_.empty() ? "the engine is closed" : concat("the engine closed by itself: ", failure_)};
 }
 
 std::vector<TenantCounters> Engine::tenants() const {

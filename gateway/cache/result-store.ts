@@ -6,6 +6,7 @@
  * An entry holds the deltas of a whole answer with the moments at which they came, at most `entry_chars_max`; a longer
  * one is not kept. A corrupt entry, or one of another version, is a miss.
  */
+import { hex } from '../../src/hex.ts'
 import {
   isFinishDelta,
   type Delta,
@@ -34,7 +35,8 @@ export interface Lookup {
 
 type Defer = (work: Promise<unknown>) => void
 
-const entry_version = 3
+const entry_version = 4
+const checksum_chars = 16
 const entry_chars_max = 4 * 1024 * 1024
 const cache_ms_max = 250
 const kv_ms_max = 1_000
@@ -75,7 +77,7 @@ export async function storeFar(env: Env, key: string, entry: Entry): Promise<voi
   const text = JSON.stringify(entry)
   if (text.length > entry_chars_max) return
   const expirationTtl = Math.max(kv_ttl_s_min, entry.ttl_s)
-  await attempt(env.RESULTS.put(kvKey(key), text, { expirationTtl }), kv_ms_max)
+  await attempt(env.RESULTS.put(kvKey(key), await sealed(text), { expirationTtl }), kv_ms_max)
 }
 
 /** Passes an answer through; before its finish goes out, `store` gets all of it. */
@@ -94,18 +96,28 @@ export class Recorder {
   readonly #texts: AnswerDelta[] = []
   readonly #times: number[] = []
   #finish: FinishDelta | null = null
+  /** About as many as in JSON. */
+  #chars = 0
 
   push(batch: Delta[]): void {
     for (const delta of batch) {
       this.#times.push(Date.now() - this.#started)
       if (isFinishDelta(delta)) this.#finish = { ...delta, timing: null }
-      else this.#texts.push(delta)
+      else this.#keep(delta)
     }
   }
 
-  /** null: the answer has not reached its end. */
+  /** What is too large to be kept is not held either. */
+  #keep(delta: AnswerDelta): void {
+    const logprobs = delta.type === 'text' ? (delta.logprobs ?? []) : []
+    this.#chars += 64 + delta.text.length + logprobs.reduce((sum, { top }) => sum + 50 * (1 + top.length), 0)
+    if (this.#chars <= entry_chars_max) this.#texts.push(delta)
+    else this.#texts.length = 0
+  }
+
+  /** null: the answer has not reached its end, or is too large. */
   entry(ttl_s: number): Entry | null {
-    if (this.#finish === null) return null
+    if (this.#finish === null || this.#chars > entry_chars_max) return null
     const version = entry_version
     return {
       version,
@@ -142,35 +154,34 @@ interface Read {
 
 async function readCache(key: string): Promise<Read | null> {
   const response = await (await caches.open('results')).match(cacheUrl(key))
-  return response === undefined ? null : parse(await response.text())
+  return response === undefined ? null : unsealed(await response.text())
 }
 
-async function writeCache(key: string, text: string, ttl_s: number): Promise<void> {
+async function writeCache(key: string, json: string, ttl_s: number): Promise<void> {
   const headers = { 'content-type': 'application/json', 'cache-control': `max-age=${ttl_s}` }
-  await (await caches.open('results')).put(cacheUrl(key), new Response(text, { headers }))
+  await (await caches.open('results')).put(cacheUrl(key), new Response(await sealed(json), { headers }))
 }
 
 async function readKv(env: Env, key: string): Promise<Read | null> {
   const text = await env.RESULTS.get(kvKey(key))
-  return text === null ? null : parse(text)
+  return text === null ? null : unsealed(text)
 }
 
-function parse(text: string): Read | null {
-  try {
-    const entry = JSON.parse(text) as Partial<Entry> | null
-    const whole =
-      entry?.version === entry_version &&
-      typeof entry.stored_at === 'number' &&
-      typeof entry.ttl_s === 'number' &&
-      Array.isArray(entry.texts) &&
-      entry.texts.every((delta) => typeof delta?.text === 'string' && Array.isArray(delta.token_ids)) &&
-      Array.isArray(entry.times) &&
-      entry.finish?.type === 'finish' &&
-      typeof entry.finish.usage?.completion === 'number'
-    return whole ? { entry: entry as Entry, chars: text.length } : null
-  } catch {
-    return null
-  }
+/** With a checksum in front: what changed on its way is not the engine's answer any more, whatever it still parses to. */
+async function sealed(json: string): Promise<string> {
+  return (await checksum(json)) + json
+}
+
+async function unsealed(text: string): Promise<Read | null> {
+  const json = text.slice(checksum_chars)
+  if (text.slice(0, checksum_chars) !== (await checksum(json))) return null
+  const entry = JSON.parse(json) as { version: number }
+  return entry.version === entry_version ? { entry: entry as Entry, chars: json.length } : null
+}
+
+async function checksum(json: string): Promise<string> {
+  const digest = await crypto.subtle.digest('SHA-256', new TextEncoder().encode(json))
+  return hex(digest).slice(0, checksum_chars)
 }
 
 /** What fails or takes longer is null, and failed. */

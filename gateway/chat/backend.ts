@@ -40,7 +40,7 @@ export async function* generate(
   let heard_ms = Date.now()
   const watch = setInterval(() => {
     if (Date.now() - heard_ms > silence_ms_max) silent.abort()
-  }, silence_ms_max / 6)
+  }, 1_000)
   try {
     for await (const events of readSse(response.body)) {
       heard_ms = Date.now()

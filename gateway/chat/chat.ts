@@ -6,6 +6,7 @@ import type { Context } from 'hono'
 import { ApiError } from '../../src/errors.ts'
 import { factory, type AppEnv } from '../app-env.ts'
 import { joinFlight } from '../flights/flight-client.ts'
+import { fitsLog } from '../flights/flight.ts'
 import { generationId, wireId } from '../flights/flight-names.ts'
 import { type Deltas } from './answers.ts'
 import { startGeneration } from './generation.ts'
@@ -18,8 +19,8 @@ const resumable_ms = 10 * 60 * 1000
 const idempotent_ms = 24 * 60 * 60 * 1000
 
 export const chat = factory.createHandlers(async function chat(c) {
-  const { cache, resumable } = c.var
-  const shared = cache.key !== null && !cache.fresh
+  const { cache, prompt, resumable } = c.var
+  const shared = cache.key !== null && !cache.fresh && fitsLog(prompt)
   return shared || resumable ? flight(c, shared) : direct(c)
 })
 

@@ -1,7 +1,7 @@
 /**
  * One generation and everybody who reads it. Its deltas are appended to one log; each reader walks that log at its own
- * pace from the first line, so a slow one holds back nobody and costs a position, not a buffer. The log is bounded by
- * the answer's own length (at most the model's context).
+ * pace from the first line, so a slow one holds back nobody and costs a position, not a buffer. The log is bounded:
+ * requests that may outgrow it do not share a flight, one that does although it wants to be resumable fails by name.
  *
  * A reader belongs to a ticket: the id under which one request may be resumed or cancelled. When no reader is left the
  * generation is cancelled: at once, or after `grace_ms` where a ticket may come back. workerd notices a reader that has
@@ -10,8 +10,11 @@
 import { ApiError, type ErrorBody } from '../../src/errors.ts'
 import type { TokenUsage } from '../../src/protocol.ts'
 import { isFinishDelta, type Delta } from '../chat/answers.ts'
+import type { Prompt } from '../chat/prompt.ts'
 
 export const grace_ms = 30_000
+/** Of one log: an isolate holds 128 MB, for many of them. */
+export const log_chars_max = 8 * 1024 * 1024
 const beat_ms = 1_000
 const lines_max_per_read = 512
 
@@ -38,12 +41,19 @@ export const errorLine = (error: ApiError): ErrorLine => ({
   headers: error.headers,
 })
 
+/** Whether the longest answer to this fits the log: a line a token, each alternative of a token beside it. */
+export function fitsLog({ sampling: { n, max_tokens, logprobs } }: Prompt): boolean {
+  const token_chars = 128 + (logprobs === null ? 0 : 64 * (1 + logprobs))
+  return n * max_tokens * token_chars <= log_chars_max
+}
+
 export class Flight {
   readonly key: string | null
   readonly tickets = new Map<string, Ticket>()
   readonly #abort = new AbortController()
   readonly #lines: string[] = []
   readonly #onGone: (ticket: string) => void
+  #chars = 0
   #state: 'running' | 'done' | 'failed' = 'running'
   #changed = Promise.withResolvers<void>()
   #grace: number | null = null
@@ -78,7 +88,12 @@ export class Flight {
   }
 
   push(deltas: Delta[]): void {
-    for (const delta of deltas) this.#lines.push(JSON.stringify(delta))
+    for (const delta of deltas) {
+      const line = JSON.stringify(delta)
+      this.#lines.push(line)
+      this.#chars += line.length
+    }
+    if (this.#chars > log_chars_max) return this.stop(tooLarge())
     if (deltas.some(isFinishDelta)) this.finish()
     this.#wake()
   }
@@ -113,10 +128,10 @@ export class Flight {
     this.#unread()
   }
 
-  stop(): void {
+  stop(why = cancelled()): void {
     if (this.#state !== 'running') return
     this.#abort.abort()
-    this.fail(cancelled())
+    this.fail(why)
   }
 
   /** NDJSON from the first line to the last. */
@@ -184,6 +199,8 @@ export class Flight {
   }
 }
 
+const tooLarge = () =>
+  new ApiError('response_too_large', `An answer that can be resumed may take ${log_chars_max} characters.`)
 const cancelled = () => new ApiError('request_cancelled', 'The generation was cancelled.')
 
 async function within(work: Promise<void>, ms: number): Promise<void> {

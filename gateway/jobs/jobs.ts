@@ -16,6 +16,7 @@ import type { Caller } from '../keys/identify.ts'
 import { migrate } from '../schema.ts'
 import { isTerminal, jobEvent, kept_ms, type Endpoint, type JobRow, type JobStatus } from './job.ts'
 import { attemptEnd, failed } from './job-attempt.ts'
+import { interrupted_max, requeue, takeNext } from './job-queue.ts'
 import { Outbox, type AttemptRow, type DeliveryRow, type Told } from './outbox.ts'
 import type { SigningPair } from './signature.ts'
 import { rotateSigningSecret, signingPair, signingSecrets } from './signing-keys.ts'
@@ -31,10 +32,6 @@ export interface NewJob {
   dedupe: string | null
 }
 
-const running_max = 8
-/** A job that was under way this often when the object died may be why: it runs alone from then on, and no more at last. */
-const suspect_min = 2
-const interrupted_max = 5
 /** An object holds 10 GB; the outbox and the finished jobs of a week want their part. */
 const stored_bytes_max = 5e9
 /** Behind clients that wait. */
@@ -58,7 +55,7 @@ export class Jobs extends DurableObject<Env> {
   readonly #sql: SqlStorage
   readonly #outbox: Outbox
   readonly #running = new Map<string, AbortController>()
-  readonly #suspects = new Set<string>()
+  readonly #suspects: Set<string>
   readonly #waiting = new Map<string, Set<() => void>>()
   #alarmAt = Infinity
   /** By key: until when (milliseconds since the epoch) a limit lets none of its jobs start. */
@@ -72,12 +69,7 @@ export class Jobs extends DurableObject<Env> {
     this.#sql = ctx.storage.sql
     migrate(ctx.storage, 'jobs', schema)
     this.#outbox = new Outbox(ctx.storage, env)
-    // Whoever was running these is gone.
-    this.#sql.exec(
-      "UPDATE jobs SET status = 'queued', interrupted = interrupted + 1 WHERE status = 'in_progress'",
-    )
-    const suspects = "SELECT id FROM jobs WHERE status = 'queued' AND interrupted >= ?"
-    for (const { id } of this.#sql.exec<{ id: string }>(suspects, suspect_min)) this.#suspects.add(id)
+    this.#suspects = requeue(this.#sql)
     const waiting = "SELECT count(*) AS n FROM jobs WHERE status = 'queued'"
     this.#queued = this.#sql.exec<{ n: number }>(waiting).one().n
   }
@@ -254,31 +246,13 @@ export class Jobs extends DurableObject<Env> {
     void (at === Infinity ? this.ctx.storage.deleteAlarm() : this.ctx.storage.setAlarm(at))
   }
 
-  /** `+ready_at`: by the index over seq, so that the first few are found without sorting all that wait. */
   #startJobs(now: number): void {
-    const running = [...this.#running.keys()]
-    if (running.length >= running_max || running.some((id) => this.#suspects.has(id))) return
-    const held = JSON.stringify([...this.#held.keys()])
-    const ready = `status = 'queued' AND +ready_at <= ?1
-      AND caller ->> '$.keyId' NOT IN (SELECT value FROM json_each(?2))`
-    const first = `SELECT id FROM jobs WHERE id IN (SELECT value FROM json_each(?3)) AND ${ready} ORDER BY seq LIMIT 1`
-    const suspects = JSON.stringify([...this.#suspects])
-    const suspect =
-      this.#suspects.size === 0
-        ? undefined
-        : this.#sql.exec<{ id: string }>(first, now, held, suspects).toArray()[0]
-    // It waits for the others to end, and they for it.
-    if (suspect !== undefined && running.length > 0) return
-    const rows = this.#sql
-      .exec<JobRow>(
-        `UPDATE jobs SET status = 'in_progress', attempt = attempt + 1, started_at = coalesce(started_at, ?1)
-         WHERE seq IN (SELECT seq FROM jobs WHERE ${ready} AND id = coalesce(?3, id) ORDER BY seq LIMIT ?4) RETURNING *`,
-        now,
-        held,
-        suspect?.id ?? null,
-        running_max - running.length,
-      )
-      .toArray()
+    const rows = takeNext(this.#sql, {
+      now,
+      running: [...this.#running.keys()],
+      held: [...this.#held.keys()],
+      suspects: this.#suspects,
+    })
     this.#queued -= rows.length
     for (const row of rows) {
       if (row.interrupted >= interrupted_max) {

@@ -48,7 +48,10 @@ export function scriptedBackend(script: (run: Run) => void | Promise<void>): Scr
     }
     if (url.pathname !== '/v1/generate') return new Response('not found', { status: 404 })
     const { run, body } = start(JSON.parse(init?.body as string) as GenerateRequest)
-    init?.signal?.addEventListener('abort', () => (run.cancelled = run.ended = true))
+    init?.signal?.addEventListener('abort', () => {
+      run.crash()
+      run.cancelled = true
+    })
     runs.push(run)
     void script(run)
     return new Response(body, { headers: { 'content-type': 'text/event-stream' } })

@@ -1,6 +1,7 @@
 import { env } from 'cloudflare:workers'
+import fc from 'fast-check'
 import { afterEach, describe, expect, it } from 'vitest'
-import { lookup, storeNear, type Entry } from '../../../gateway/cache/result-store.ts'
+import { lookup, storeFar, storeNear, type Entry } from '../../../gateway/cache/result-store.ts'
 import { admin, ask, fetchEdge, newTenant } from '../edge-client.ts'
 import { saying, scriptedBackend, type ScriptedBackend } from '../scripted-backend.ts'
 
@@ -8,7 +9,7 @@ let backend: ScriptedBackend
 afterEach(() => backend.restore())
 
 const entry = (text: string, more: Partial<Entry> = {}): Entry => ({
-  version: 3,
+  version: 4,
   stored_at: Date.now(),
   ttl_s: 100,
   texts: [
@@ -175,33 +176,44 @@ describe('the store', () => {
       new Response(text, { headers: { 'cache-control': 'max-age=60' } }),
     )
 
-  it('takes what is corrupt or of another version for absent', async () => {
+  it('takes what is truncated, changed in any way or of another version for absent', async () => {
     backend = scriptedBackend(saying(''))
-    const whole = JSON.stringify(entry('x'))
-    for (const [i, text] of [
-      '',
-      'null',
-      '{',
-      whole.slice(0, -20),
-      whole.replace('"version":3', '"version":2'),
-      whole.replace('"texts"', '"text"'),
-      whole.replace('"token_ids":[1]', '"token_ids":1'),
-      whole.replace('"finish":{', '"finish":7,"x":{'),
-    ].entries()) {
-      await put(`bad-${i}`, text)
-      expect(await found(`bad-${i}`)).toBeNull()
+    const stored = async (name: string, more: object = {}) => {
+      storeNear(name, entry('x', more), defer)
+      await Promise.all(deferred)
+      return (await (await caches.open('results')).match(`https://results.invalid/${name}`))!.text()
     }
-    await put('good', whole)
-    expect(await found('good')).toMatchObject({ texts: [{ text: 'x' }, { type: 'end' }] })
+    const whole = await stored('whole')
+    const [seal, json] = [whole.slice(0, 16), whole.slice(16)]
+    expect(json).toBe(JSON.stringify(entry('x', JSON.parse(json) as Entry)))
+    let n = 0
+    const isFound = async (text: string) => {
+      // Under a key that this isolate has not seen.
+      await put(`copy-${++n}`, text)
+      return (await found(`copy-${n}`)) !== null
+    }
+    expect(await isFound(whole)).toBe(true)
+    for (const text of ['', 'null', '{', json, `${'0'.repeat(16)}${json}`, `${seal}${json}`.repeat(2)])
+      expect(await isFound(text)).toBe(false)
+    for (const version of [3, 5, '4', undefined])
+      expect(await isFound(await stored(`v${version}`, { version }))).toBe(false)
+    const place = fc.nat(whole.length - 1)
+    await fc.assert(
+      fc.asyncProperty(place, fc.nat(12), fc.string({ maxLength: 3 }), async (at, length, other) => {
+        const text = whole.slice(0, at) + other + whole.slice(at + length)
+        expect(await isFound(text)).toBe(text === whole)
+      }),
+      { numRuns: 300 },
+    )
   })
 
   it('fetches from KV what this data centre lacks, and keeps it here', async () => {
     backend = scriptedBackend(saying(''))
-    await env.RESULTS.put('result:far', JSON.stringify(entry('far')))
+    await storeFar(env, 'far', entry('far'))
     expect(await found('far')).toMatchObject({ texts: [{ text: 'far' }, { type: 'end' }] })
     await Promise.all(deferred)
     const near = await (await caches.open('results')).match('https://results.invalid/far')
-    expect(await near?.json()).toMatchObject({ texts: [{ text: 'far' }, { type: 'end' }] })
+    expect(await near?.text()).toContain('"text":"far"')
   })
 
   it('puts into KV what is asked for a second time', async () => {

@@ -150,6 +150,7 @@ describe('flights', () => {
     const { id, key } = await newTenant()
     const answers = await Promise.all(Array.from({ length: 5 }, () => ask(key, 'doomed', { stream: true })))
     expect(new Set(answers.map(({ error }) => error))).toEqual(new Set(['backend_unavailable']))
+    expect(new Set(answers.map(({ events }) => JSON.stringify(events.at(-1)))).size).toBe(1)
     expect(backend.runs).toHaveLength(1)
     expect(await running(id)).toBe(0)
     backend.restore()

@@ -3,9 +3,11 @@
  * `npm run test:emulation` runs whole. And what a build for GPUs must refuse.
  */
 import { execFile } from 'node:child_process'
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { parsePtxas, spilled, uncompiled } from '../../gpu-backend/ptxas.ts'
 
 const build = join(import.meta.dirname, '../../gpu-backend/native/build')
@@ -26,6 +28,76 @@ describe('the kernels, emulated', () => {
     expect(report.filter((line) => !line.startsWith('ok '))).toEqual([
       expect.stringMatching(/^\d\d passed, 0 failed$/),
     ])
+  })
+})
+
+describe('gpu-check, where there is no GPU', () => {
+  const script = join(build, '../gpu-check')
+  let folder: string
+  beforeAll(async () => {
+    folder = await mkdtemp(join(tmpdir(), 'gpu-check-'))
+    // A sanitizer that refuses the one tool, and runs what it is given with the other.
+    const sanitizer =
+      '#!/bin/sh\n[ $2 = memcheck ] && { echo "Device not supported"; exit 1; }\nshift 4; exec "$@"\n'
+    await writeFile(join(folder, 'compute-sanitizer'), sanitizer, { mode: 0o755 })
+  })
+  afterAll(() => rm(folder, { recursive: true }))
+
+  const check = (args: string[], TESTS: string) =>
+    run(script, args, {
+      env: {
+        ...process.env,
+        PATH: `${folder}:${process.env['PATH']}`,
+        DEVICE: 'emulation',
+        BUILD: build,
+        RESULTS: folder,
+        WEIGHTS: folder,
+        TESTS,
+      },
+    })
+
+  it('goes through all its stages, and leaves the figures with lengths and bounds', async () => {
+    const { stdout } = await check([], "cuda: the shared expert's gate")
+    const stages = [...stdout.matchAll(/^\{"stage": "(.+)", "result": "(.+?)"/gm)].map(
+      ([, ...found]) => found,
+    )
+    expect(stages).toEqual([
+      ['build', 'passed'],
+      ['test', 'passed'],
+      ['memcheck', 'skipped: it refuses this device'],
+      ['racecheck', 'passed'],
+      ['bench tiny', 'passed'],
+      ['transformers tiny', 'passed'],
+    ])
+    const left = (await readdir(folder)).filter((name) => name !== 'compute-sanitizer')
+    expect(left).toEqual([expect.stringMatching(/^emulation-tiny-.*\.json$/)])
+    const { rows } = JSON.parse(await readFile(join(folder, left[0]!), 'utf8')) as { rows: object[] }
+    const figures = (what: string, batch: number, prompt: number, output: number) =>
+      expect.objectContaining({
+        what,
+        engine: 'qwen2-edge',
+        batch,
+        prompt,
+        output,
+        bound: expect.any(Number),
+      })
+    expect(rows.slice(0, 6)).toEqual([
+      figures('load', 0, 0, 0),
+      figures('decode', 1, 16, 4),
+      figures('decode', 2, 16, 4),
+      figures('prefill', 1, 32, 1),
+      figures('ttft cold', 1, 48, 1),
+      figures('ttft warm', 1, 48, 1),
+    ])
+    // With torch: its rows; without: why not.
+    expect(rows[6]).toMatchObject({ engine: 'transformers' })
+  }, 300_000)
+
+  it('fails where its tests do', async () => {
+    const failed = (await check(['test'], 'no such test').catch((error: unknown) => error)) as {
+      stdout: string
+    }
+    expect(failed).toMatchObject({ code: 1, stdout: expect.stringContaining('"test", "result": "FAILED"') })
   })
 })
 

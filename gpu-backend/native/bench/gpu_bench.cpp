@@ -1,6 +1,8 @@
-// qe_gpu_bench SIZE RESULTS.json: what the engine does on this GPU with random weights of one of Qwen2's shapes.
-// Every row is printed and the whole file written again as soon as the row is known, so that a run cut short leaves
-// what it measured. Decode stands beside its bound: the weights' bytes at the copy bandwidth measured here.
+// qe_gpu_bench SIZE RESULTS.json FOLDER: what the engine does on this GPU with random weights of one of Qwen2's shapes,
+// which it writes into the folder. Each figure stands beside its physical bound: the bytes that must move at the copy
+// bandwidth measured here, or the arithmetic at the speed of a large product measured here, whichever takes longer.
+// Leaves logits in FOLDER/logits.bin (tokens, vocabulary, the tokens' ids; then floats [tokens][vocabulary]) for
+// transformers_peer.py, which compares them and adds its own rows.
 
 #include <algorithm>
 #include <chrono>
@@ -10,9 +12,11 @@
 #include <iostream>
 #include <map>
 #include <mutex>
-#include <sstream>
+#include <random>
 
-#include "bench/shapes.h"
+#include "bench/machine_bounds.h"
+#include "bench/random_model.h"
+#include "bench/results.h"
 #include "engine/engine.h"
 #include "ops/cuda/cuda_ops.h"
 
@@ -21,7 +25,7 @@ namespace {
 
 double seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
 
-/** Counts tokens as they come. */
+/** Notes when tokens come. */
 struct Watch {
   std::mutex mutex;
   std::condition_variable changed;
@@ -46,123 +50,152 @@ struct Watch {
   }
 };
 
-Request request(std::size_t prompt, std::size_t answer, unsigned seed, std::size_t vocab) {
-  Request request;
+std::vector<TokenId> random_tokens(std::size_t count, unsigned seed, std::size_t vocab) {
   std::mt19937 random(seed);
-  for (std::size_t i = 0; i < prompt; ++i) request.tokens.push_back(static_cast<TokenId>(random() % vocab));
-  request.sampling.max_tokens = answer;
-  return request;
+  std::vector<TokenId> tokens(count);
+  for (TokenId& token : tokens) token = static_cast<TokenId>(random() % vocab);
+  return tokens;
 }
 
-struct Copy {
-  cuda::Stream stream;
-  float *to, *from;
-  std::size_t floats;
-};
-
-/** Bytes read and written a second by a copy on the device. */
-double copy_bandwidth() {
-  constexpr std::size_t kFloats = std::size_t{1} << 28, kRounds = 10;
-  Copy copy{cuda::create_stream(), static_cast<float*>(cuda::allocate_device(kFloats * 4)),
-            static_cast<float*>(cuda::allocate_device(kFloats * 4)), kFloats};
-  const auto work = [](void* argument) {
-    const auto& c = *static_cast<Copy*>(argument);
-    for (std::size_t i = 0; i < kRounds; ++i) cuda::copy_on_device(c.stream, c.to, c.from, c.floats * 4);
-  };
-  cuda::measure_ms(copy.stream, work, &copy);
-  const double ms = cuda::measure_ms(copy.stream, work, &copy);
-  cuda::free_device(copy.to), cuda::free_device(copy.from), cuda::destroy_stream(copy.stream);
-  return 2.0 * kRounds * kFloats * 4 / (ms / 1e3);
-}
-
-/** Rows of name and value, as JSON. */
-class Results {
+class Bench {
  public:
-  Results(std::string file, std::string head) : file_(std::move(file)), head_(std::move(head)) {}
-  void add(const std::string& row) {
-    rows_ += (rows_.empty() ? "" : ",\n") + ("  " + row);
-    std::cout << row << std::endl;
-    std::ofstream(file_) << "{" << head_ << ",\n \"rows\": [\n" << rows_ << "\n]}\n";
+  Bench(const Shape& shape, const std::string& results, const std::string& folder)
+      : shape_(shape),
+        lengths_(lengths_of(shape)),
+        bounds_(MachineMeter(shape.vocab < 10000).measure()),
+        results_(results, head()),
+        folder_(folder),
+        model_(shape, folder) {
+    EngineOptions options;
+    options.limits.batch = 256, options.limits.chunk = 2048, options.limits.chunk_beside = 512;
+    options.queue_max = 1024;
+    cuda::CudaOptions cuda;
+    cuda.rows_max = options.limits.rows_max();
+    auto ops = std::make_unique<cuda::CudaOps>(cuda);
+    constexpr std::size_t kReserve = std::size_t{2} << 30;
+    const std::size_t free = ops->device().free;
+    if (model_.bytes() + kReserve > free)
+      throw Error(ErrorCode::invalid_request,
+                  concat(shape.name, " takes ", model_.bytes(), " bytes of weights and ", kReserve, " beside them; ", free, " are free"));
+    options.kv_bytes = std::min((lengths_.batches.back() * 2 * (lengths_.prompt + lengths_.output) + 4 * lengths_.prefix) * shape.kv_bytes(),
+                                free - model_.bytes() - kReserve);
+    const auto start = Clock::now();
+    engine_ = std::make_unique<Engine>(std::move(ops), model_.config, model_.open(), options,
+                                       [this](std::vector<Event>&& events) { watch_.take(events); });
+    const double bytes = static_cast<double>(model_.bytes());
+    results_.add({"load", 0, 0, 0, bytes / seconds(Clock::now() - start) / 1e9, "GB/s", bounds_.host_bytes / 1e9, "copies from the host"});
+  }
+
+  void run() {
+    write_logits();
+    ask(1, lengths_.prompt / 2, 8, 1);  // warm
+    for (const std::size_t batch : lengths_.batches) decode(batch);
+    const auto [prefill, prefill_by] = least_seconds(lengths_.prefill, 0);
+    const auto tokens = static_cast<double>(lengths_.prefill);
+    results_.add({"prefill", 1, lengths_.prefill, 1, tokens / first(lengths_.prefill, 8), "tokens/s", tokens / prefill, prefill_by});
+    const auto [cold, cold_by] = least_seconds(lengths_.prefix, 0);
+    results_.add({"ttft cold", 1, lengths_.prefix, 1, first(lengths_.prefix, 7), "s", cold, cold_by, true});
+    const auto [warm, warm_by] = least_seconds(kBlockSize, lengths_.prefix - kBlockSize);
+    results_.add({"ttft warm", 1, lengths_.prefix, 1, first(lengths_.prefix, 7), "s", warm, warm_by, true});
   }
 
  private:
-  std::string file_, head_, rows_;
-};
+  std::string head() const {
+    const std::time_t now = std::time(nullptr);
+    char date[32];
+    std::strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
+    std::string batches;
+    for (const std::size_t batch : lengths_.batches) batches += (batches.empty() ? "" : ", ") + std::to_string(batch);
+    return concat(R"("card": ")", cuda::device().name, R"(", "date": ")", date, R"(", "model": ")", shape_.name,
+                  R"(", "weights": "random", "copy_bytes_per_s": )", bounds_.device_bytes, ", \"host_copy_bytes_per_s\": ", bounds_.host_bytes,
+                  ", \"product_flops\": ", bounds_.flops, R"(, "product_by": ")", bounds_.product, "\",\n \"batches\": [", batches,
+                  "], \"prompt\": ", lengths_.prompt, ", \"output\": ", lengths_.output, ", \"prefill\": ", lengths_.prefill,
+                  ", \"prefix\": ", lengths_.prefix);
+  }
 
-void run(const Shape& shape, const std::string& file, const std::string& folder) {
-  if (const auto why = cuda::unavailable()) throw Error(ErrorCode::invalid_request, *why);
-  const cuda::Device device = cuda::device();
-  const double bandwidth = copy_bandwidth();
-  char date[32];
-  const std::time_t now = std::time(nullptr);
-  std::strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
-  Results results(file, concat("\"card\": \"", device.name, "\", \"date\": \"", date, "\", \"model\": \"", shape.name,
-                               "\", \"copy_bytes_per_s\": ", bandwidth));
-
-  const RandomModel model(shape, folder + "/qe-bench-" + shape.name);
-  EngineOptions options;
-  options.limits.batch = 256, options.limits.chunk = 2048, options.limits.chunk_beside = 512;
-  options.queue_max = 1024;
-  cuda::CudaOptions cuda;
-  cuda.rows_max = options.limits.chunk;
-  auto ops = std::make_unique<cuda::CudaOps>(cuda);
-  const std::size_t weights = model.bytes();
-  if (weights + (std::size_t{2} << 30) > device.free)
-    throw Error(ErrorCode::invalid_request, concat(shape.name, " takes ", weights, " bytes of weights, ", device.free, " are free"));
-  options.kv_bytes = std::min<std::size_t>(device.free - weights - (std::size_t{2} << 30), std::size_t{24} << 30);
-  Watch watch;
-  const auto loading = Clock::now();
-  Engine engine(std::move(ops), model.config, model.open(), options, [&](std::vector<Event>&& events) { watch.take(events); });
-  const double load = seconds(Clock::now() - loading);
-  results.add(concat("{\"what\": \"load\", \"seconds\": ", load, ", \"gb_per_s\": ", static_cast<double>(weights) / load / 1e9, "}"));
-
-  const auto ask = [&](std::size_t count, std::size_t prompt, std::size_t answer, unsigned seed) {
+  std::vector<std::uint32_t> ask(std::size_t count, std::size_t prompt, std::size_t answer, unsigned seed) {
     std::vector<std::uint32_t> handles;
-    for (std::size_t i = 0; i < count; ++i)
-      handles.push_back(engine.submit(request(prompt, answer, seed + static_cast<unsigned>(i), shape.vocab)));
-    watch.wait(handles);
+    for (std::size_t i = 0; i < count; ++i) {
+      Request request;
+      request.tokens = random_tokens(prompt, seed + static_cast<unsigned>(i), shape_.vocab);
+      request.sampling.max_tokens = answer;
+      handles.push_back(engine_->submit(std::move(request)));
+    }
+    watch_.wait(handles);
     return handles;
-  };
-  ask(1, 64, 8, 1);  // warm
+  }
 
-  for (const std::size_t batch : {1, 8, 64, 256}) {
-    if (shape.int4 && batch > 64) continue;
-    constexpr std::size_t kPrompt = 128, kAnswer = 128;
-    const auto handles = ask(batch, kPrompt, kAnswer, static_cast<unsigned>(batch * 1000));
+  /** Seconds to the first token. */
+  double first(std::size_t prompt, unsigned seed) {
+    const auto start = Clock::now();
+    return seconds(watch_.tokens[ask(1, prompt, 1, seed).front()].front() - start);
+  }
+
+  /** What one sequence's `tokens`, after `cached` others, take at least, and why. */
+  [[nodiscard]] std::pair<double, const char*> least_seconds(std::size_t tokens, std::size_t cached) const {
+    const auto rows = static_cast<double>(tokens), before = static_cast<double>(cached);
+    return slower(shape_.step_bytes(model_.bytes()) + (tokens + cached) * shape_.kv_bytes(), shape_.flops(rows, 1, before + rows / 2));
+  }
+  [[nodiscard]] std::pair<double, const char*> slower(std::size_t bytes, double flops) const {
+    const double moving = static_cast<double>(bytes) / bounds_.device_bytes, computing = flops / bounds_.flops;
+    return moving > computing ? std::pair{moving, "memory"} : std::pair{computing, "arithmetic"};
+  }
+
+  void decode(std::size_t batch) {
+    ask(batch, lengths_.prompt, 2, static_cast<unsigned>(batch * 1000 + 500));  // captures its graph
+    const auto handles = ask(batch, lengths_.prompt, lengths_.output, static_cast<unsigned>(batch * 1000));
     // From when the last of them has its first token to when the first of them has its last.
     Clock::time_point begin{}, end = Clock::time_point::max();
-    for (const std::uint32_t handle : handles) begin = std::max(begin, watch.tokens[handle].front()), end = std::min(end, watch.tokens[handle].back());
+    for (const std::uint32_t handle : handles)
+      begin = std::max(begin, watch_.tokens[handle].front()), end = std::min(end, watch_.tokens[handle].back());
+    if (end <= begin) throw Error(ErrorCode::internal, concat("no step decoded all ", batch, " sequences: use a longer output"));
     std::size_t tokens = 0;
     for (const std::uint32_t handle : handles)
-      tokens += static_cast<std::size_t>(std::ranges::count_if(watch.tokens[handle], [&](auto t) { return t > begin && t <= end; }));
-    const double rate = end > begin ? static_cast<double>(tokens) / seconds(end - begin) : 0;
-    const double embedding = shape.tied ? 0 : static_cast<double>(shape.vocab * shape.hidden * 2);
-    const double bound = bandwidth / (static_cast<double>(weights) - embedding) * static_cast<double>(batch);
-    results.add(concat("{\"what\": \"decode\", \"batch\": ", batch, ", \"prompt\": ", kPrompt, ", \"answer\": ", kAnswer,
-                       ", \"tokens_per_s\": ", rate, ", \"weight_bound_tokens_per_s\": ", bound, ", \"share\": ", rate / bound, "}"));
+      tokens += static_cast<std::size_t>(std::ranges::count_if(watch_.tokens[handle], [&](auto at) { return at > begin && at <= end; }));
+    const std::size_t context = lengths_.prompt + lengths_.output / 2;
+    const auto rows = static_cast<double>(batch);
+    const auto [least, by] = slower(shape_.step_bytes(model_.bytes()) + batch * context * shape_.kv_bytes(),
+                                    shape_.flops(rows, rows, static_cast<double>(context)));
+    results_.add({"decode", batch, lengths_.prompt, lengths_.output, static_cast<double>(tokens) / seconds(end - begin), "tokens/s",
+                  rows / least, by});
   }
-  const auto first = [&](std::size_t prompt, unsigned seed) {
-    const auto start = Clock::now();
-    const auto handle = ask(1, prompt, 1, seed).front();
-    return seconds(watch.tokens[handle].front() - start);
-  };
-  const double cold = first(8192, 7), prefill = first(4096, 8);
-  results.add(concat("{\"what\": \"prefill\", \"prompt\": 4096, \"tokens_per_s\": ", 4096 / prefill, "}"));
-  const double warm = first(8192, 7);
-  results.add(concat("{\"what\": \"ttft\", \"prompt\": 8192, \"cold_s\": ", cold, ", \"warm_s\": ", warm, ", \"ratio\": ", cold / warm, "}"));
-}
+
+  void write_logits() {
+    if (lengths_.compared == 0) return;
+    const std::vector<TokenId> tokens = random_tokens(lengths_.compared, 99, shape_.vocab);
+    const std::vector<float> logits = engine_->logits(tokens, 64);
+    std::ofstream out(folder_ + "/logits.bin", std::ios::binary);
+    const auto write = [&](const auto& values) {
+      out.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size() * 4));
+    };
+    write(std::vector{static_cast<std::uint32_t>(tokens.size()), static_cast<std::uint32_t>(shape_.vocab)});
+    write(tokens);
+    write(logits);
+    if (!out.flush()) throw Error(ErrorCode::internal, "no room for the logits in " + folder_);
+  }
+
+  Shape shape_;
+  Lengths lengths_;
+  MachineBounds bounds_;
+  Results results_;
+  std::string folder_;
+  RandomModel model_;
+  Watch watch_;
+  std::unique_ptr<Engine> engine_;
+};
 
 }  // namespace
 }  // namespace qe::bench
 
 int main(int argc, char** argv) {
   try {
+    if (const auto why = qe::cuda::unavailable()) throw qe::Error(qe::ErrorCode::invalid_request, *why);
     for (const auto& shape : qe::bench::kShapes)
-      if (argc >= 3 && std::string(shape.name) == argv[1]) {
-        qe::bench::run(shape, argv[2], argc > 3 ? argv[3] : "/tmp");
+      if (argc == 4 && std::string(shape.name) == argv[1]) {
+        qe::bench::Bench(shape, argv[2], argv[3]).run();
         return 0;
       }
-    std::cerr << "usage: qe_gpu_bench tiny|0.5B|1.5B|7B|72B-Int4 RESULTS.json [folder for the weights]\n";
+    std::cerr << "usage: qe_gpu_bench tiny|0.5B|1.5B|7B|72B-Int4 RESULTS.json FOLDER\n";
   } catch (const std::exception& error) {
     std::cerr << error.what() << "\n";
   }

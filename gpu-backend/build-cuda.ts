@@ -4,11 +4,13 @@
  * Needs CUDA 13's nvcc (CUDACXX, then PATH); where there is none, brings NVIDIA's Python packages of it into
  * native/build-cuda/toolkit, which git ignores. Prints registers and spills of every kernel and target, and ends with
  * status 1 unless each kernel compiled for each target, as PTX too, without a warning and without spilling a register.
+ * With `--tests` it compiles the device's tests and benchmark, too.
  */
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
+import { bringPackages } from './python-packages.ts'
 import { parsePtxas, spilled, uncompiled, type KernelReport } from './ptxas.ts'
 
 const source = join(import.meta.dirname, 'native')
@@ -47,15 +49,7 @@ function findNvcc(): string {
   const brought = join(toolkit, 'nvidia/cu13/bin/nvcc')
   if (!isRecent(brought)) {
     process.stderr.write('cuda: no nvcc of CUDA 13 here; bringing it from its Python packages (130 MB) ...\n')
-    rmSync(toolkit, { recursive: true, force: true })
-    const pip = ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--no-deps']
-    try {
-      run('python3', [...pip, '--target', toolkit, ...packages])
-    } catch (error) {
-      throw new BuildError(
-        `${String(error)}\nInstall CUDA 13, or python3 with pip (packages python3 python3-pip) and a network.`,
-      )
-    }
+    bringPackages(toolkit, packages, ['--no-deps'])
   }
   return brought
 }
@@ -71,6 +65,9 @@ function compile(nvcc: string): KernelReport[] {
   const jobs = String(availableParallelism())
   const report = run('cmake', ['--build', build, '--target', 'qe_kernels', '--parallel', jobs])
   run('cmake', ['--build', build, '--parallel', jobs])
+  // What gpu-check builds on a machine with a GPU.
+  if (process.argv.includes('--tests'))
+    run('cmake', ['--build', build, '--parallel', jobs, '--target', 'qe_cuda_tests', 'qe_gpu_bench'])
   return parsePtxas(report)
 }
 

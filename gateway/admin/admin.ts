@@ -9,7 +9,7 @@ import { found } from '../found.ts'
 import { given, NewKey, NewTenant, readBody, Rotation, TenantChange } from './admin-bodies.ts'
 import { factory, type AppEnv } from '../app-env.ts'
 import { adminAuth } from '../keys/auth.ts'
-import { directoryOf, hashKey } from '../keys/identify.ts'
+import { directoryOf, forgetKey, hashKey } from '../keys/identify.ts'
 import { unlimited, type Limits } from '../limits/limits.ts'
 import { keys_max, new_tenant } from '../limits/tenant.ts'
 import { operatorTemplates } from '../templates/template-routes.ts'
@@ -59,10 +59,10 @@ export const admin = new Hono<AppEnv>()
   })
   .delete('/tenants/:id', async (c) => {
     const tenant = tenantOf(c)
-    const { id } = found(await tenant.update({ status: 'deleted' }))
-    for (const key of await tenant.keys()) await forget(c, key)
-    await registryOf(c).remove(id)
+    const { id } = found(await tenant.get())
+    // First: what follows goes on by itself, whatever happens to this request.
     await audit(c, 'tenant.delete', id, '', {})
+    await tenant.delete()
     return c.body(null, 204)
   })
   .post('/tenants/:id/keys', async (c) => {
@@ -82,7 +82,7 @@ export const admin = new Hono<AppEnv>()
   })
   .delete('/tenants/:id/keys/:key', async (c) => {
     const key = found(await tenantOf(c).removeKey(c.req.param('key')))
-    await forget(c, key)
+    await forgetKey(c.env, key.hash)
     await audit(c, 'key.revoke', c.req.param('id'), key.id, {})
     return c.body(null, 204)
   })
@@ -123,15 +123,12 @@ async function makeFor(c: C, tenantId: string, settings: Omit<TenantKey, 'hash' 
 
 /** The tenant's object first: a key that the directory knows and the tenant does not is refused, never let through. */
 async function store(c: C, tenantId: string, key: TenantKey): Promise<void> {
-  if ((await tenantOf(c).putKey(key)) === 'too_many')
-    throw new ApiError('conflict', `A tenant has ${keys_max} keys at most: revoke one first.`)
+  const { kept, dropped } = await tenantOf(c).putKey(key)
+  for (const hashOfExpired of dropped) await forgetKey(c.env, hashOfExpired)
+  if (!kept) throw new ApiError('conflict', `A tenant has ${keys_max} keys at most: revoke one first.`)
   const { id, name, scopes, models, expires_at, hash } = key
   await directoryOf(c.env, hash).put(hash, { id, tenant_id: tenantId, name, scopes, models, expires_at })
   await c.env.KEYS.delete(hash)
-}
-
-const forget = async (c: C, { hash }: TenantKey): Promise<void> => {
-  await Promise.all([directoryOf(c.env, hash).delete(hash), c.env.KEYS.delete(hash)])
 }
 
 const shown = ({ id, prefix, name, scopes, models, limits, expires_at, created }: TenantKey) => {

@@ -78,7 +78,8 @@ export async function cacheKey(
   new DataView(bytes.buffer).setUint32(0, settings.byteLength)
   bytes.set(settings, 4)
   bytes.set(new Uint8Array(Uint32Array.from(tokenIds).buffer), 4 + settings.byteLength)
-  return hex(await crypto.subtle.digest('SHA-256', bytes))
+  // The tenant's name stands in front so that all that is kept for it can be found and removed.
+  return `${tenantId}/${hex(await crypto.subtle.digest('SHA-256', bytes))}`
 }
 
 export function cacheControl(header = ''): { noStore: boolean; noCache: boolean; maxAgeS: number } {

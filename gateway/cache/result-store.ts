@@ -14,6 +14,7 @@ import {
   type FinishDelta,
   type AnswerDelta,
 } from '../chat/answers.ts'
+import { policyKey } from './cache-policy.ts'
 import { recall, remember } from './result-memory.ts'
 
 export interface Entry {
@@ -78,6 +79,19 @@ export async function storeFar(env: Env, key: string, entry: Entry): Promise<voi
   if (text.length > entry_chars_max) return
   const expirationTtl = Math.max(kv_ttl_s_min, entry.ttl_s)
   await attempt(env.RESULTS.put(kvKey(key), await sealed(text), { expirationTtl }), kv_ms_max)
+}
+
+/** All that KV holds of a tenant's; the Cache API lists nothing. */
+export async function eraseResults(env: Env, tenantId: string): Promise<void> {
+  await env.RESULTS.delete(policyKey(tenantId))
+  for (let cursor: string | null = ''; cursor !== null;) {
+    const listed: KVNamespaceListResult<unknown> = await env.RESULTS.list({
+      prefix: kvKey(`${tenantId}/`),
+      ...(cursor === '' ? {} : { cursor }),
+    })
+    for (const { name } of listed.keys) await env.RESULTS.delete(name)
+    cursor = listed.list_complete ? null : listed.cursor
+  }
 }
 
 /** Passes an answer through; before its finish goes out, `store` gets all of it. */

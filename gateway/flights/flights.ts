@@ -43,16 +43,30 @@ const hasFailed = ({ flight }: Live): boolean => flight.state === 'failed'
 const free: Admitted = { headers: {}, capped: false }
 
 export class Flights extends DurableObject<Env> {
-  readonly #store: FlightStore
+  #store: FlightStore
   /** Object 0 holds the tenant's. */
-  readonly #policies: PolicyBook
+  #policies: PolicyBook
   readonly #byKey = new Map<string, Live>()
   readonly #byTicket = new Map<string, Live>()
 
   constructor(ctx: DurableObjectState, env: Env) {
     super(ctx, env)
     this.#store = new FlightStore(ctx.storage)
-    this.#policies = new PolicyBook(ctx.storage.kv, env, (time) => this.#alarmAt(time))
+    this.#policies = this.#openPolicies()
+  }
+
+  #openPolicies = () => new PolicyBook(this.ctx.storage.kv, this.env, (time) => this.#alarmAt(time))
+
+  /** Everything, and what runs is stopped: its tenant was deleted. */
+  async erase(): Promise<void> {
+    for (const { flight } of this.#byTicket.values())
+      for (const ticket of flight.tickets.values()) flight.cancel(ticket)
+    await this.ctx.storage.deleteAlarm()
+    await this.ctx.storage.deleteAll()
+    this.#store = new FlightStore(this.ctx.storage)
+    this.#policies = this.#openPolicies()
+    this.#byKey.clear()
+    this.#byTicket.clear()
   }
 
   override async fetch(request: Request): Promise<Response> {

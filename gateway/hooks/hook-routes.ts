@@ -76,8 +76,10 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
       signing: [{ secret: makeSigningSecret(), until: null }],
       created_at: Date.now(),
     }
-    await hookOf(c.env, record.id).replace(null, hookText(record))
+    const text = hookText(record)
+    // Its tenant knows of it first: one that nobody could find would outlive its tenant.
     await jobsOf(c.env, c.var.caller.tenantId).addHook(record.id)
+    await hookOf(c.env, record.id).replace(null, text)
     return c.json({ ...view(c, record), ...secretsOf(record) }, 201)
   })
   .get('/', async (c) => {

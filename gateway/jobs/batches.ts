@@ -67,6 +67,13 @@ export class Batches extends DurableObject<Env> {
     migrate(ctx.storage, 'batches', schema)
   }
 
+  /** Everything but the files themselves: its tenant was deleted. */
+  async erase(): Promise<void> {
+    await this.ctx.storage.deleteAlarm()
+    await this.ctx.storage.deleteAll()
+    migrate(this.ctx.storage, 'batches', schema)
+  }
+
   addFile({ id, bytes, created_at, filename, purpose }: StoredFile): void {
     const sql = 'INSERT INTO files (id, bytes, created_at, filename, purpose) VALUES (?, ?, ?, ?, ?)'
     this.#sql.exec(sql, id, bytes, created_at, filename, purpose)

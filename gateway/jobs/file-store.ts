@@ -49,6 +49,14 @@ export async function writeFile(
   }
 }
 
+export async function eraseFiles(bucket: R2Bucket, tenantId: string): Promise<void> {
+  for (;;) {
+    const { objects } = await bucket.list({ prefix: `${tenantId}/` })
+    if (objects.length === 0) return
+    await bucket.delete(objects.map(({ key }) => key))
+  }
+}
+
 /** The lines of a stream of text, each with where the next one begins. */
 export async function* readLines(
   body: ReadableStream<Uint8Array>,

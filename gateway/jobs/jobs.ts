@@ -53,7 +53,7 @@ const schema = [
 
 export class Jobs extends DurableObject<Env> {
   readonly #sql: SqlStorage
-  readonly #outbox: Outbox
+  #outbox: Outbox
   readonly #running = new Map<string, AbortController>()
   readonly #suspects: Set<string>
   readonly #waiting = new Map<string, Set<() => void>>()
@@ -72,6 +72,19 @@ export class Jobs extends DurableObject<Env> {
     this.#suspects = requeue(this.#sql)
     const waiting = "SELECT count(*) AS n FROM jobs WHERE status = 'queued'"
     this.#queued = this.#sql.exec<{ n: number }>(waiting).one().n
+  }
+
+  /** Everything, and what runs is stopped: its tenant was deleted. */
+  async erase(): Promise<void> {
+    for (const abort of this.#running.values()) abort.abort()
+    await this.ctx.storage.deleteAlarm()
+    await this.ctx.storage.deleteAll()
+    migrate(this.ctx.storage, 'jobs', schema)
+    this.#outbox = new Outbox(this.ctx.storage, this.env)
+    this.#held.clear()
+    this.#suspects.clear()
+    this.#queued = 0
+    this.#alarmAt = Infinity
   }
 
   /** @returns the job, and whether it is new; the first one where its dedupe key is known; null: too many wait already. */

@@ -76,6 +76,11 @@ function remember(key: string, record: KeyRecord | null): void {
 /** 16 directory objects share the keys by the first digit of their hash. */
 export const directoryOf = (env: Env, hash: string) => env.DIRECTORY.getByName(`keys-${hash.charAt(0)}`)
 
+/** Nobody finds it any more, but for what isolates and KV remember for a moment. */
+export async function forgetKey(env: Env, hash: string): Promise<void> {
+  await Promise.all([directoryOf(env, hash).delete(hash), env.KEYS.delete(hash)])
+}
+
 let hmacKey: { pepper: string; key: CryptoKey } | undefined
 
 /** Hex of HMAC-SHA256 under the operator's pepper: a stolen directory gives no keys, and nobody else makes a hook's id. */

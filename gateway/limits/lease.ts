@@ -40,9 +40,17 @@ interface Local {
   demand: Map<string, Demand>
   returned: { id: string; used: number }[]
   counts: Map<string, RequestCounts>
+  /** Reports that got no answer: they are made again as they were, lest what was heard count twice. */
+  unheard: Report[]
   /** Uses that no limit of tokens or concurrency holds: until when that is known. */
   unmetered: Map<string, number>
   report_due_ms: number
+}
+
+interface Report {
+  id: string
+  counts: RequestCounts[]
+  returned: { id: string; used: number }[]
 }
 
 const tenants = new Map<string, Local>()
@@ -113,27 +121,31 @@ async function report(tenantId: string, tenant: TenantStub, local: Local): Promi
     await scheduler.wait(report_ms)
     const now_ms = Date.now()
     for (const [scope, held] of local.leases) if (now_ms >= held.until_ms) retire(local, scope, held)
-    const counts = [...local.counts.values()]
-    const returned = local.returned.splice(0)
-    local.counts = new Map()
     local.report_due_ms = now_ms + report_ms
-    try {
-      if (counts.length > 0 || returned.length > 0) await tenant.report(counts, returned)
-    } catch {
-      // They go with the next one.
-      local.returned.push(...returned)
-      for (const { requests, hits, ...use } of counts) {
-        const kept = countsOf(local, use)
-        kept.requests += requests
-        kept.hits += hits
-      }
-      break
-    }
+    if (!(await sendReports(tenant, local))) break
     if (local.leases.size === 0 && local.counts.size === 0) break
   }
   local.report_due_ms = 0
-  if (local.leases.size === 0 && local.counts.size === 0 && local.returned.length === 0)
-    tenants.delete(tenantId)
+  const isIdle = local.leases.size === 0 && local.counts.size === 0 && local.returned.length === 0
+  if (isIdle && local.unheard.length === 0) tenants.delete(tenantId)
+}
+
+/** The earlier ones first. @returns false where one was not heard: it goes with the next. */
+async function sendReports(tenant: TenantStub, local: Local): Promise<boolean> {
+  const counts = [...local.counts.values()]
+  const returned = local.returned.splice(0)
+  local.counts = new Map()
+  const reports = local.unheard.splice(0)
+  if (counts.length > 0 || returned.length > 0) reports.push({ id: crypto.randomUUID(), counts, returned })
+  for (const [at, report] of reports.entries()) {
+    try {
+      await tenant.report(report.id, report.counts, report.returned)
+    } catch {
+      local.unheard.push(...reports.slice(at))
+      return false
+    }
+  }
+  return true
 }
 
 function localOf(tenantId: string): Local {
@@ -145,6 +157,7 @@ function localOf(tenantId: string): Local {
       demand: new Map(),
       returned: [],
       counts: new Map(),
+      unheard: [],
       unmetered: new Map(),
       report_due_ms: 0,
     }

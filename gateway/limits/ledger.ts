@@ -147,6 +147,11 @@ export class Ledger {
     }
   }
 
+  /** Some of what is under way. */
+  open(most: number): [requestId: string, open: Open][] {
+    return [...this.#open].slice(0, most)
+  }
+
   orphans(now_ms: number): [requestId: string, open: Open][] {
     return [...this.#open].filter(([, { deadline_ms }]) => deadline_ms <= now_ms)
   }

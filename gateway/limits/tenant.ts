@@ -4,6 +4,7 @@
  */
 import { DurableObject } from 'cloudflare:workers'
 import type { TokenUsage } from '../../src/protocol.ts'
+import { eraseTenant } from '../admin/erase-tenant.ts'
 import * as backend from '../chat/backend.ts'
 import { Ledger } from './ledger.ts'
 import {
@@ -26,6 +27,7 @@ import type {
   Use,
 } from './tenant-record.ts'
 import type { Begun, Ended } from './notes.ts'
+import { Taken } from './taken.ts'
 import { parsePrices, UsageBook, type GroupBy, type RequestCounts, type UsageRow } from './usage-book.ts'
 
 const flush_ms = 1_000
@@ -34,16 +36,20 @@ const orphan_retry_ms = 5_000
 /** After this the backend has forgotten what it used. */
 const orphan_ms_max = 600_000
 const orphans_at_once = 6
+/** Longer than notes.ts tells a batch again; and for reports, as long as an isolate may wait for somebody to send it. */
 const batch_kept_ms = 30_000
+const report_kept_ms = 600_000
+const erase_retry_ms = 5_000
+/** What was still under way when a tenant was deleted has ended by then; it is removed by a second pass. */
+const second_pass_ms = 60_000
 export const keys_max = 1_000
 
 export class Tenant extends DurableObject<Env> {
   #record: TenantRecord | null
   readonly #keys: Map<string, TenantKey>
-  readonly #ledger: Ledger
+  #ledger: Ledger
   readonly #usage: UsageBook
-  /** Taken lately: when. */
-  readonly #batches = new Map<string, number>()
+  readonly #taken: Taken
   #flushing = false
 
   constructor(ctx: DurableObjectState, env: Env) {
@@ -58,6 +64,7 @@ export class Tenant extends DurableObject<Env> {
     )
     this.#ledger = new Ledger(ctx.storage)
     this.#usage = new UsageBook(ctx.storage)
+    this.#taken = new Taken(ctx.storage, Date.now())
   }
 
   /** Counts one request; with `wanted` also asks for request units ahead of use. */
@@ -103,9 +110,7 @@ export class Tenant extends DurableObject<Env> {
   /** Generations that began without asking, and what such used. A batch that comes again was taken before. */
   note(batch: string, begun: Begun[], ended: Ended[]): void {
     const now = Date.now()
-    for (const [id, at] of this.#batches) if (at < now - batch_kept_ms) this.#batches.delete(id)
-    if (this.#batches.has(batch)) return
-    this.#batches.set(batch, now)
+    if (!this.#taken.take(batch, now + batch_kept_ms)) return
     for (const { requestId, use, prompt_tokens } of begun)
       this.#ledger.begin(requestId, use, this.#scopes(use), prompt_tokens, now)
     for (const { requestId, use, usage } of ended) this.settle(requestId, use, usage)
@@ -117,15 +122,18 @@ export class Tenant extends DurableObject<Env> {
     this.#flushSoon()
   }
 
-  /** What an isolate counted by itself, and leases that it is done with. */
-  report(counts: RequestCounts[], returned: { id: string; used: number }[]): void {
+  /** What an isolate counted by itself, and leases that it is done with. A report that comes again was taken before. */
+  report(id: string, counts: RequestCounts[], returned: { id: string; used: number }[]): void {
     const now = Date.now()
+    if (!this.#taken.take(id, now + report_kept_ms)) return
     this.#ledger.returnLeases(returned, now)
     for (const { requests, hits, ...use } of counts) this.#usage.addRequests(use, requests, hits, now)
     this.#flushSoon()
   }
 
+  /** Usage is never written without the ledger: what is billed has no reservation that could be billed again. */
   usage(from_s: number, to_s: number, group: GroupBy): UsageRow[] {
+    this.#flush()
     return this.#usage.read(from_s, to_s, group)
   }
 
@@ -134,7 +142,7 @@ export class Tenant extends DurableObject<Env> {
     if (status === 'deleted') return 'unknown'
     const key = this.#keys.get(keyId)
     if (key === undefined && this.#record?.id !== 'dev') return 'unknown'
-    if ((key?.expires_at ?? Infinity) * 1000 <= Date.now()) return 'unknown'
+    if (key !== undefined && hasExpired(key)) return 'unknown'
     return status
   }
 
@@ -170,6 +178,15 @@ export class Tenant extends DurableObject<Env> {
     })
   }
 
+  /** Ends all access at once. What it leaves behind is removed by the alarm, which begins again where it was cut off. */
+  async delete(): Promise<void> {
+    const record = this.get()
+    if (record === null) return
+    this.create({ ...record, status: 'deleted' })
+    this.ctx.storage.kv.put('erasing', 1)
+    await this.ctx.storage.setAlarm(Date.now())
+  }
+
   keys(): TenantKey[] {
     return [...this.#keys.values()].toSorted((a, b) => a.created - b.created || (a.id < b.id ? -1 : 1))
   }
@@ -178,11 +195,17 @@ export class Tenant extends DurableObject<Env> {
     return this.#keys.get(id) ?? null
   }
 
-  putKey(key: TenantKey): 'kept' | 'too_many' {
-    if (!this.#keys.has(key.id) && this.#keys.size >= keys_max) return 'too_many'
-    this.#keys.set(key.id, key)
-    this.ctx.storage.kv.put(`key:${key.id}`, key)
-    return 'kept'
+  /** @returns whether there was room, and the hashes of expired keys that made some. */
+  putKey(key: TenantKey): { kept: boolean; dropped: string[] } {
+    const isFull = () => !this.#keys.has(key.id) && this.#keys.size >= keys_max
+    const dropped = isFull() ? [...this.#keys.values()].filter(hasExpired) : []
+    for (const { id } of dropped) this.removeKey(id)
+    const kept = !isFull()
+    if (kept) {
+      this.#keys.set(key.id, key)
+      this.ctx.storage.kv.put(`key:${key.id}`, key)
+    }
+    return { kept, dropped: dropped.map(({ hash }) => hash) }
   }
 
   removeKey(id: string): TenantKey | null {
@@ -192,9 +215,11 @@ export class Tenant extends DurableObject<Env> {
     return key
   }
 
-  /** Settles orphans. Schedules itself again before it works, and never throws: six failures would end it for good. */
+  /** Settles orphans, or removes a deleted tenant's data. Schedules itself again before it works, and never throws: six failures would end it for good. */
   override async alarm(): Promise<void> {
     try {
+      const pass = this.ctx.storage.kv.get<number>('erasing')
+      if (pass !== undefined) return await this.#erase(pass)
       const now = Date.now()
       await this.ctx.storage.setAlarm(now + orphan_retry_ms)
       const orphans = this.#ledger.orphans(now).slice(0, orphans_at_once)
@@ -208,7 +233,38 @@ export class Tenant extends DurableObject<Env> {
       if (next === null) await this.ctx.storage.deleteAlarm()
       else await this.ctx.storage.setAlarm(Math.max(next, Date.now() + orphan_retry_ms))
     } catch (cause) {
-      console.error('orphaned generations could not be settled yet', cause)
+      console.error("a tenant's due work is left for later", cause)
+    }
+  }
+
+  /** Stops what runs, then removes everything but the counts of usage. */
+  async #erase(pass: number): Promise<void> {
+    const { kv } = this.ctx.storage
+    await this.ctx.storage.setAlarm(Date.now() + erase_retry_ms)
+    for (let open = this.#ledger.open(orphans_at_once); open.length > 0;) {
+      await Promise.all(
+        open.map(([id, { use, prompt_tokens }]) => this.#settleOrphan(id, use, prompt_tokens, true)),
+      )
+      open = this.#ledger.open(orphans_at_once)
+    }
+    const { id, created } = this.#record ?? { id: this.ctx.id.name ?? '', created: 0 }
+    await eraseTenant(
+      this.env,
+      id,
+      this.keys().map(({ hash }) => hash),
+    )
+    this.#flush()
+    for (const prefix of ['key:', 'meter:', 'open:'])
+      for (const [name] of kv.list({ prefix })) kv.delete(name)
+    this.#keys.clear()
+    this.#ledger = new Ledger(this.ctx.storage)
+    this.create({ ...new_tenant, id, name: '', status: 'deleted', created })
+    if (pass === 1) {
+      kv.put('erasing', 2)
+      await this.ctx.storage.setAlarm(Date.now() + second_pass_ms)
+    } else {
+      kv.delete('erasing')
+      await this.ctx.storage.deleteAlarm()
     }
   }
 
@@ -250,6 +306,7 @@ export class Tenant extends DurableObject<Env> {
   #flush(): void {
     this.#ledger.flush()
     this.#usage.flush()
+    this.#taken.flush(Date.now())
     const next = this.#ledger.nextDeadline()
     if (next !== null) this.ctx.waitUntil(this.#wakeAt(next))
   }
@@ -264,6 +321,8 @@ const snapshot = (scopes: Scope[]): Snapshot => ({
   requests: remaining(scopes, 'requests'),
   tokens: remaining(scopes, 'tokens'),
 })
+
+const hasExpired = ({ expires_at }: TenantKey): boolean => (expires_at ?? Infinity) * 1000 <= Date.now()
 
 const isLimited = (limits: Limits | undefined): Limits | undefined =>
   limits !== undefined && Object.values(limits).some((value) => value !== null) ? limits : undefined

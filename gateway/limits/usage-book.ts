@@ -1,6 +1,6 @@
 /**
- * What a tenant used, by hour, key, model and template: added up in memory, written to SQLite within a second. Reads
- * take both together, so they are exact at once; a killed object loses what it had not yet written.
+ * What a tenant used, by hour, key, model and template: added up in memory, written to SQLite within a second. A
+ * killed object loses what it had not yet written.
  */
 import * as z from 'zod/mini'
 import type { TokenUsage } from '../../src/protocol.ts'
@@ -88,9 +88,8 @@ export class UsageBook {
     entry.cost += cost({ prompt, cached, completion }, prices[use.model] ?? prices['*'])
   }
 
-  /** Hours from `from_s`'s own up to, not including, `to_s`. */
+  /** What is written: hours from `from_s`'s own up to, not including, `to_s`. */
   read(from_s: number, to_s: number, group: GroupBy): UsageRow[] {
-    this.flush()
     const column = group === 'key' ? 'key_id' : group
     return this.#sql
       .exec<Record<keyof Counts, number> & { group: string }>(

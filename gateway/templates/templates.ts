@@ -48,6 +48,12 @@ export class Templates extends DurableObject<Env> {
     migrate(ctx.storage, 'templates', schema)
   }
 
+  /** Everything: its tenant was deleted. */
+  async erase(): Promise<void> {
+    await this.ctx.storage.deleteAll()
+    migrate(this.ctx.storage, 'templates', schema)
+  }
+
   create(id: string, name: string, body: string): TemplateInfo | null {
     const sql = `INSERT INTO templates (id, name, version, pinned, latest, created_at) VALUES (?, ?, 0, 0, 0, ?)`
     this.#sql.exec(sql, id, name, nowS())

@@ -1,13 +1,15 @@
 /**
  * An upstream that costs next to nothing, in two languages: our wire protocol (/v1/generate) and OpenAI's (/v1/chat/completions).
  * A stream is 20 chunks, each written by itself; a generation of another length than 20 tokens is written at once, and
- * takes HOLD_MS first. Usage: _mock-upstream.ts PORT [HOLD_MS]
+ * takes HOLD_MS first. An answer ends at `min_tokens`, where there are some. /peak says how many generations were held at
+ * the same time since it was asked last. Usage: _mock-upstream.ts PORT [HOLD_MS]
  */
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 const [port = '0', hold_ms = '0'] = process.argv.slice(2)
 const chunks = 20
+let [held, peak] = [0, 0]
 
 const server = createServer((request, response) => void answer(request, response))
 server.keepAliveTimeout = 60_000
@@ -18,6 +20,11 @@ async function answer(request: IncomingMessage, response: ServerResponse): Promi
   for await (const part of request) parts.push(part as Buffer)
   const text = Buffer.concat(parts).toString()
   if (request.url?.endsWith('/cancel') === true) return json(response, { request_id: '', usage: null })
+  if (request.url === '/peak') {
+    json(response, { peak })
+    peak = held
+    return
+  }
   if (request.url === '/v1/generate') return generate(response, JSON.parse(text) as Wire)
   const { stream } = JSON.parse(text === '' ? '{}' : text) as { stream?: boolean }
   if (stream !== true) return json(response, completion)
@@ -26,21 +33,28 @@ async function answer(request: IncomingMessage, response: ServerResponse): Promi
 
 interface Wire {
   token_ids: number[]
-  sampling: { max_tokens: number }
+  sampling: { max_tokens: number; min_tokens?: number }
 }
 
 async function generate(response: ServerResponse, { token_ids, sampling }: Wire): Promise<void> {
-  const count = sampling.max_tokens
+  const count = sampling.min_tokens || sampling.max_tokens
   const event = (data: unknown) => `data: ${JSON.stringify(data)}\n\n`
   const token = (i: number) => 1000 + i
   const usage = { prompt: token_ids.length, cached: 0, completion: count }
   const timing = { queue_ms: 0, prefill_ms: 0, decode_ms: 0 }
-  const finish = event({ index: 0, finish_reason: 'length', usage, timing })
+  const finish = event({
+    index: 0,
+    finish_reason: count < sampling.max_tokens ? 'stop' : 'length',
+    usage,
+    timing,
+  })
   if (count === chunks) {
     const tokens = Array.from({ length: count }, (_, i) => event({ index: 0, token_ids: [token(i)] }))
     return write(response, [...tokens, finish])
   }
+  peak = Math.max(peak, ++held)
   if (hold_ms !== '0') await sleep(Number(hold_ms))
+  held--
   return write(response, [
     event({ index: 0, token_ids: Array.from({ length: count }, (_, i) => token(i)) }) + finish,
   ])

@@ -183,8 +183,7 @@ void Qwen2::feed_forward(const Layer& layer, std::size_t rows) {
 }
 
 void Qwen2::swiglu(const FeedForward& part, std::size_t rows, float* y, bool add) {
-  ops_.linear(normed_.get(), rows, std::array{part.gate.to(gate_.get()), part.up.to(up_.get())});
-  ops_.silu_mul(gate_.get(), up_.get(), rows * part.inner, gate_.get());
+  ops_.gated(normed_.get(), rows, part.gate.to(gate_.get()), part.up.to(up_.get()));
   ops_.linear(gate_.get(), rows, std::array{part.down.to(y, add)});
 }
 

@@ -7,9 +7,9 @@
 //   bf16: one fp32 sum over all inputs and parts.
 //   eight and four bits: an exact integer sum for each part of each group of inputs, joined and scaled in fp32.
 //
-// Speed: up to 16 rows read weights in place and prefetch what comes next. More go over the inputs in pieces whose
-// weights (64 outputs, copied to be aligned and dense) stay in L1 and whose x stays in L2; the sums wait in memory as
-// fp32, which loses nothing.
+// Speed: up to 16 rows read weights in place and prefetch what comes next. More, beside weights of eight and four bits
+// (for bf16 see amx_prefill.inc.h), go over the inputs in pieces whose weights (64 outputs, copied to be aligned and dense)
+// stay in L1 and whose x stays in L2; the sums wait in memory as fp32, which loses nothing.
 
 inline constexpr std::size_t kPanelTiles = 4;  // tiles of 16 outputs that share what is loaded of x
 inline constexpr std::size_t kPanelOutputs = kPanelTiles * 16;
@@ -17,7 +17,6 @@ inline constexpr std::size_t kPieceBytes = 256;    // of each weight row at a ti
 inline constexpr std::size_t kChunkOutputs = 256;  // whose sums are held at once,
 inline constexpr std::size_t kChunkRows = 512;     // for so many rows: 512 KB
 inline constexpr std::size_t kAhead = 512;         // bytes of a weight row between reading and prefetching
-inline constexpr std::size_t kSums = 256;  // floats of a tile of sums, [16 outputs][16 rows], or [16] for one row
 
 /** Bytes between the outputs of a tile of sums. */
 inline std::size_t sums_stride(std::size_t columns) { return columns == 1 ? 4 : 64; }
@@ -34,32 +33,6 @@ inline void prefetch_rows(const std::byte* at, std::size_t row, std::size_t offs
   const std::byte* ahead = at + (offset + kAhead < row ? kAhead : kAhead + 15 * row);
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < 16; ++r) _mm_prefetch(reinterpret_cast<const char*>(ahead + r * row), _MM_HINT_T0);
-}
-
-template <int Lines, bool Skip>
-inline void prefetch_lines(const std::byte* at) {
-  if constexpr (!Skip)
-    for (int line = 0; line < Lines; ++line) _mm_prefetch(reinterpret_cast<const char*>(at + line * 64), _MM_HINT_T0);
-}
-
-/** y = the sums of 16 outputs (of which `outputs` are wanted) from n on and up to 16 rows, with bias and what was
- * there. */
-inline void write_sums(const Projection& part, const float* sums, std::size_t n, std::size_t outputs, std::size_t row,
-                       std::size_t rows, std::size_t columns) {
-  const auto mask = static_cast<__mmask16>((1u << outputs) - 1);
-  const F bias = part.bias == nullptr ? set1(0.0f) : _mm512_maskz_loadu_ps(mask, part.bias + n);
-  __m512i of_row[16];
-  for (std::size_t i = 0; i < columns; ++i) of_row[i] = _mm512_load_si512(sums + i * 16);
-  if (columns > 1) {
-    for (std::size_t i = columns; i < 16; ++i) of_row[i] = _mm512_load_si512(sums + i * 16);
-    transpose(of_row);
-  }
-#pragma GCC unroll 1
-  for (std::size_t m = 0; m < rows; ++m) {
-    float* y = part.y + (row + m) * part.stride + n;
-    const F total = _mm512_castsi512_ps(of_row[m]) + bias;
-    _mm512_mask_storeu_ps(y, mask, part.add ? _mm512_maskz_loadu_ps(mask, y) + total : total);
-  }
 }
 
 struct Bf16Product {
@@ -86,7 +59,6 @@ struct Bf16Product {
     for (std::size_t i = 0; i < inputs; i += 32, to += 64) {
       const std::size_t left = std::min<std::size_t>(inputs - i, 32);
       const auto mask = static_cast<__mmask32>((std::uint64_t{1} << left) - 1);
-      _mm_prefetch(reinterpret_cast<const char*>(from + i + kPanelOutputs * job.in), _MM_HINT_T1);  // the next panel
       _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask, from + i));
     }
   }
@@ -114,21 +86,13 @@ struct Bf16Product {
       tile_load<Tile>(sums, sums_stride(columns));
     }
   }
-  /** One tile of 16 outputs by 32 inputs times the parts of x in tiles 5 and 6; `ahead` is fetched meanwhile. */
+  /** One tile of 16 outputs by 32 inputs times the parts of x in tiles 5 and 6. */
   template <int Tile, bool InPlace>
-  static void step(std::size_t row, const std::byte* at, std::size_t offset, const std::byte* ahead) {
+  static void step(std::size_t row, const std::byte* at, std::size_t offset) {
     if constexpr (InPlace) prefetch_rows(at, row, offset);
     tile_load<4>(at, row);
     tile_dot_bf16<Tile, 4, 5>();
-    prefetch_lines<4, InPlace>(ahead - 64 * 16 * 0 + Tile * kBf16Parts * 256);
-    if constexpr (kBf16Parts > 1) {
-      tile_dot_bf16<Tile, 4, 6>();
-      prefetch_lines<4, InPlace>(ahead - 64 * 16 * 0 + Tile * kBf16Parts * 256 + 256);
-    }
-    if constexpr (kBf16Parts > 2) {
-      tile_dot_bf16<Tile, 4, 7>();
-      prefetch_lines<4, InPlace>(ahead - 64 * 16 * 0 + Tile * kBf16Parts * 256 + 512);
-    }
+    if constexpr (kBf16Parts > 1) tile_dot_bf16<Tile, 4, 6>();
   }
   template <std::size_t Tiles>
   void multiply_tiles(const Panel& panel, std::size_t k, std::size_t inputs, const std::byte* block, float* sums,
@@ -139,9 +103,6 @@ struct Bf16Product {
     if constexpr (Tiles > 2) load_or_zero<2>(first, sums + 2 * apart);
     if constexpr (Tiles > 3) load_or_zero<3>(first, sums + 3 * apart);
     const std::byte* x = block + k / kBf16Step * kBf16Parts * columns * 64;
-    if (!panel.in_place)  // the next block's sums
-      for (std::size_t t = 0; t < Tiles; ++t)
-        for (std::size_t i = 0; i < kSums; i += 16) __builtin_prefetch(sums + t * apart + kSums + i, 1, 3);
     if (panel.in_place) {
       steps<Tiles, true>(panel.data, panel.tile, panel.row, bytes(inputs), x, columns * 4);
     } else {
@@ -157,12 +118,11 @@ struct Bf16Product {
                     std::size_t stride) {
     for (std::size_t i = 0; i < width; i += 64, x += kBf16Parts * 16 * stride) {
       tile_load<5>(x, stride);
-      tile_load<6>(x + 16 * stride, stride);
-      const std::byte* ahead = x + kBf16Parts * 16 * stride;
-      step<0, InPlace>(row, w + i, i, ahead);
-      if constexpr (Tiles > 1) step<1, InPlace>(row, w + tile + i, i, ahead);
-      if constexpr (Tiles > 2) step<2, InPlace>(row, w + 2 * tile + i, i, ahead);
-      if constexpr (Tiles > 3) step<3, InPlace>(row, w + 3 * tile + i, i, ahead);
+      if constexpr (kBf16Parts > 1) tile_load<6>(x + 16 * stride, stride);
+      step<0, InPlace>(row, w + i, i);
+      if constexpr (Tiles > 1) step<1, InPlace>(row, w + tile + i, i);
+      if constexpr (Tiles > 2) step<2, InPlace>(row, w + 2 * tile + i, i);
+      if constexpr (Tiles > 3) step<3, InPlace>(row, w + 3 * tile + i, i);
     }
   }
 };
@@ -322,11 +282,23 @@ inline void amx_matmul(const Matmul& job, const Projection& part, std::size_t be
     case Format::f32:
     case Format::f16:
       return matmul(job, part, begin, end);
-    case Format::bf16:
-      return tile_matmul(Bf16Product{job, part}, begin, end);
+    case Format::bf16: {
+      const std::size_t whole = ManyRows::fits(job, part) ? (end - begin) / 32 * 32 : 0;
+      if (whole > 0) ManyRows(job, part, nullptr).multiply(begin, begin + whole);
+      if (begin + whole < end) tile_matmul(Bf16Product{job, part}, begin + whole, end);
+      return;
+    }
     case Format::int8:
       return tile_matmul(BytesProduct<Format::int8>{job, part}, begin, end);
     case Format::int4:
       return tile_matmul(BytesProduct<Format::int4>{job, part}, begin, end);
   }
+}
+
+inline bool amx_gates(const Matmul& job, const Projection& gate) {
+  return ManyRows::fits(job, gate) && gate.out % 32 == 0 && gate.bias == nullptr;
+}
+inline void amx_gated(const Matmul& job, const Projection& gate, const Projection& up, std::size_t begin,
+                      std::size_t end) {
+  ManyRows(job, gate, &up).multiply(begin, end);
 }

@@ -1,7 +1,7 @@
 // How the AMX products want x: cut into parts that the tiles multiply without rounding, 16 rows to a block.
 //
 // Beside bf16 weights x is the sum of two bf16 numbers, which hold 16 bits of its mantissa (a third would hold all 24
-// and cost half as much time again). Beside weights of eight or four bits each group of inputs is a 24-bit fixed-point
+// and cost half as much time again), or at the level amx-bf16 one, rounded. Beside weights of eight or four bits each group of inputs is a 24-bit fixed-point
 // number relative to the group's largest |x|, as three signed bytes.
 //
 // A block is a sequence of tiles of [rows of B][columns][4 bytes], a column being a row of x; with one row of x, as in
@@ -9,7 +9,7 @@
 
 inline std::size_t columns_of(const Matmul& job) { return std::min(job.rows, kPackRows); }
 
-inline constexpr std::size_t kBf16Parts = 2, kByteParts = 3;
+inline constexpr std::size_t kBf16Parts = QE_BF16_PARTS, kByteParts = 3;
 inline constexpr std::size_t kBf16Step = 32;  // inputs that one instruction takes
 
 /** Inputs of one instruction beside weights of eight or four bits: it must not cross a group. */

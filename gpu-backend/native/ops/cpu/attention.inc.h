@@ -7,36 +7,56 @@
 // in order by rescaling to the common maximum (the online softmax of Milakov and Gimelshein, 2018). How many rows share
 // a tile, or where a chunk of prefill began, changes no bit.
 
-inline void scores_of(const AttentionTile& t, std::size_t segment, std::size_t keys, const float* const* query,
-                      std::size_t queries, float* score /* [queries][kSegment] */) {
-  constexpr std::size_t kVectors = kBlockSize / kLanes;
-  constexpr std::size_t kQueries = kLanes == 16 ? 8 : kLanes == 8 ? 4 : 2;  // kQueries * kVectors accumulators
-  const F scale = set1(t.scale);
-  for (std::size_t first = 0; first < keys; first += kBlockSize) {
-    const float* block = t.keys + t.blocks[(segment + first) / kBlockSize] * t.key_block;  // [head_dim][16]
-    for (std::size_t q = 0; q < queries; q += kQueries) {
-      const std::size_t count = std::min(kQueries, queries - q);
-      const float* channel[kQueries];
-      for (std::size_t i = 0; i < kQueries; ++i) channel[i] = query[q + std::min(i, count - 1)];
-      F acc[kQueries][kVectors];
+/** Queries side by side, whose channels one load each brings to all lanes: kQueries * key vectors accumulators. */
+inline constexpr std::size_t kQueries = kLanes == 16 ? 8 : kLanes == 8 ? 4 : 2;
+
+/** query: [groups of kQueries][head_dim][kQueries], zero behind the last */
+inline void pack_queries(const AttentionTile& t, float* query) {
+  const std::size_t queries = t.rows * t.group;
+  for (std::size_t i = 0; i < round_up(queries, kQueries); ++i) {
+    const float* from = t.q + i / t.group * t.q_stride + i % t.group * t.head_dim;
+    float* to = query + i / kQueries * kQueries * t.head_dim + i % kQueries;
+    for (std::size_t d = 0; d < t.head_dim; ++d) to[d * kQueries] = i < queries ? from[d] : 0.0f;
+  }
+}
+
+/** Scores of `queries` against the tokens [first, first + Blocks * 16) of a segment. */
+template <std::size_t Blocks>
+inline void scores_of_blocks(const AttentionTile& t, std::size_t segment, std::size_t first, const float* query,
+                             std::size_t queries, float* score /* [queries][kSegment] */) {
+  constexpr std::size_t kVectors = Blocks * kBlockSize / kLanes, kOfBlock = kBlockSize / kLanes;
+  const float* block[Blocks];  // [head_dim][16]
+  for (std::size_t b = 0; b < Blocks; ++b)
+    block[b] = t.keys + t.blocks[(segment + first) / kBlockSize + b] * t.key_block;
+  for (std::size_t q = 0; q < queries; q += kQueries) {
+    F acc[kQueries][kVectors];
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kQueries; ++i)
+#pragma GCC unroll 4
+      for (std::size_t v = 0; v < kVectors; ++v) acc[i][v] = set1(0.0f);
+    for (std::size_t d = 0; d < t.head_dim; ++d, query += kQueries) {
+      F key[kVectors];
+#pragma GCC unroll 4
+      for (std::size_t v = 0; v < kVectors; ++v)
+        key[v] = load(block[v / kOfBlock] + d * kBlockSize + v % kOfBlock * kLanes);
 #pragma GCC unroll 8
       for (std::size_t i = 0; i < kQueries; ++i)
 #pragma GCC unroll 4
-        for (std::size_t v = 0; v < kVectors; ++v) acc[i][v] = set1(0.0f);
-      for (std::size_t d = 0; d < t.head_dim; ++d) {
-        F key[kVectors];
-#pragma GCC unroll 4
-        for (std::size_t v = 0; v < kVectors; ++v) key[v] = load(block + d * kBlockSize + v * kLanes);
-#pragma GCC unroll 8
-        for (std::size_t i = 0; i < kQueries; ++i)
-#pragma GCC unroll 4
-          for (std::size_t v = 0; v < kVectors; ++v) acc[i][v] = fma(set1(channel[i][d]), key[v], acc[i][v]);
-      }
-      for (std::size_t i = 0; i < count; ++i)
-        for (std::size_t v = 0; v < kVectors; ++v)
-          store(score + (q + i) * kSegment + first + v * kLanes, acc[i][v] * scale);
+        for (std::size_t v = 0; v < kVectors; ++v) acc[i][v] = fma(set1(query[i]), key[v], acc[i][v]);
     }
+    for (std::size_t i = 0; i < std::min(kQueries, queries - q); ++i)
+      for (std::size_t v = 0; v < kVectors; ++v)
+        store(score + (q + i) * kSegment + first + v * kLanes, acc[i][v] * set1(t.scale));
   }
+}
+
+inline void scores_of(const AttentionTile& t, std::size_t segment, std::size_t keys, const float* query,
+                      std::size_t queries, float* score /* [queries][kSegment] */) {
+  constexpr std::size_t kBlocks = kLanes == 16 ? 2 : 1;  // as many as there are registers for
+  std::size_t first = 0;
+  for (; first + kBlocks * kBlockSize <= round_up(keys, kBlockSize); first += kBlocks * kBlockSize)
+    scores_of_blocks<kBlocks>(t, segment, first, query, queries, score);
+  for (; first < keys; first += kBlockSize) scores_of_blocks<1>(t, segment, first, query, queries, score);
 }
 
 /** Turns `keys` scores into weights exp(score - maximum), the rest of the last block into zeros. */
@@ -95,21 +115,15 @@ inline void weighted_channels(const AttentionTile& t, std::size_t segment, std::
 }
 
 /** sum over keys, in order, of weight * value, for queries that see the same keys: [queries][padded] */
+template <std::size_t Queries = kLanes == 16 ? 4 : 2>
 inline void weighted_values(const AttentionTile& t, std::size_t segment, std::size_t keys, const float* weight,
                             std::size_t queries, float* out) {
-  constexpr std::size_t kTogether = kLanes == 16 ? 4 : 2, kVectors = 4;
-  for (std::size_t q = 0; q < queries;) {
-    const bool many = queries - q >= kTogether;
-    for (std::size_t d = 0; d < t.padded; d += kVectors * kLanes) {
-      const std::size_t vectors = std::min(kVectors, (t.padded - d) / kLanes);
-      if (many) {
-        weighted_channels<kTogether>(t, segment, keys, d, vectors, weight + q * kSegment, out + q * t.padded);
-      } else {
-        weighted_channels<1>(t, segment, keys, d, vectors, weight + q * kSegment, out + q * t.padded);
-      }
-    }
-    q += many ? kTogether : 1;
-  }
+  constexpr std::size_t kVectors = 4;
+  for (; queries >= Queries; queries -= Queries, weight += Queries * kSegment, out += Queries * t.padded)
+    for (std::size_t d = 0; d < t.padded; d += kVectors * kLanes)
+      weighted_channels<Queries>(t, segment, keys, d, std::min(kVectors, (t.padded - d) / kLanes), weight, out);
+  if constexpr (Queries > 1)
+    if (queries > 0) weighted_values<Queries - 1>(t, segment, keys, weight, queries, out);
 }
 
 inline constexpr std::size_t kGroupMost = 64;  // query heads per KV head
@@ -121,10 +135,8 @@ inline void attention(const AttentionTile& t, float* scratch) {
   float* running = part + queries * t.padded;     // [queries][padded], merged so far
   float* maximum = running + queries * t.padded;  // [queries]
   float* total = maximum + queries;               // [queries]
-
-  const float* query[kGroupMost * kAttentionRows];
-  for (std::size_t r = 0; r < t.rows; ++r)
-    for (std::size_t g = 0; g < t.group; ++g) query[r * t.group + g] = t.q + r * t.q_stride + g * t.head_dim;
+  float* query = total + queries;                 // see pack_queries
+  pack_queries(t, query);
 
   const std::size_t longest = t.position + t.rows;
   for (std::size_t segment = 0; segment < longest; segment += kSegment) {

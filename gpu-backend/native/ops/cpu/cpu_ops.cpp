@@ -114,19 +114,33 @@ void CpuOps::linear(const float* x, std::size_t rows, std::span<const Linear> pa
   const std::size_t in = parts.front().weight->in;
   std::size_t outputs = 0;
   for (const Linear& part : parts) outputs += part.weight->out;
-  const std::size_t wanted = threads() == 1 ? 1 : std::size_t{threads()} * 6;
-  const std::size_t least = div_up(kWorthSharing, in * std::max<std::size_t>(rows, 1));
-  const std::size_t length = std::max(div_up(outputs, wanted), least);
   for (const Linear& part : parts)
-    add_runs({x, rows, in}, projection_of(*part.weight, part.bias, part.y, part.add), length);
+    add_runs({x, rows, in}, projection_of(*part.weight, part.bias, part.y, part.add), {},
+             run_length(outputs, in, rows));
   do_runs();
 }
 
-void CpuOps::add_runs(const Matmul& job, const Projection& part, std::size_t length) {
+void CpuOps::gated(const float* x, std::size_t rows, const Linear& gate, const Linear& up) {
+  const Matmul job{x, rows, gate.weight->in};
+  const Projection part = projection_of(*gate.weight, gate.bias, gate.y, gate.add);
+  const Projection other = projection_of(*up.weight, up.bias, up.y, up.add);
+  if (part.format != other.format || !kernels_.gates(job, part)) return Ops::gated(x, rows, gate, up);
+  add_runs(job, part, other, run_length(part.out, 2 * job.in, rows));
+  do_runs();
+}
+
+std::size_t CpuOps::run_length(std::size_t outputs, std::size_t in, std::size_t rows) const {
+  const std::size_t shares = rows > kernels_.rows_of_few_runs ? 2 : 6;
+  const std::size_t wanted = threads() == 1 ? 1 : std::size_t{threads()} * shares;
+  return std::max(div_up(outputs, wanted), div_up(kWorthSharing, in * std::max<std::size_t>(rows, 1)));
+}
+
+void CpuOps::add_runs(const Matmul& job, const Projection& part, const std::optional<Projection>& up,
+                      std::size_t length) {
   const std::size_t packed = packed_for(job, part);
   const std::size_t whole = round_up(length, kernels_.outputs_step);
   for (std::size_t begin = 0; begin < part.out; begin += whole)
-    runs_.push_back({job, part, begin, std::min(begin + whole, part.out), packed});
+    runs_.push_back({job, part, up, begin, std::min(begin + whole, part.out), packed});
 }
 
 /** Products of one x with weights of one form share its packed rows. */
@@ -152,7 +166,11 @@ void CpuOps::do_runs() {
   pool_.for_each(runs_.size(), [&](std::size_t i) {
     Run& run = runs_[i];
     if (run.packed != kAsItIs) run.job.packed = packed + packs_[run.packed].at;
-    kernels_.matmul(run.job, run.part, run.begin, run.end);
+    if (run.up.has_value()) {
+      kernels_.gated(run.job, run.part, *run.up, run.begin, run.end);
+    } else {
+      kernels_.matmul(run.job, run.part, run.begin, run.end);
+    }
   });
   runs_.clear(), packs_.clear(), blocks_to_pack_.clear();
   packed_size_ = 0;
@@ -192,7 +210,9 @@ void CpuOps::rope_and_store(std::size_t layer, float* q, float* k, const float* 
 
 void CpuOps::attention(std::size_t layer, const float* q, float* out) {
   const std::size_t stride = shape_.heads * shape_.head_dim, group = shape_.heads / shape_.kv_heads;
-  pool_.for_each(tiles_.size() * shape_.kv_heads, [&](std::size_t i) {
+  const std::size_t jobs = tiles_.size() * shape_.kv_heads;
+  pool_.for_each(jobs, [&](std::size_t turn) {
+    const std::size_t i = jobs - 1 - turn;  // those that see most come first, so that threads end together
     thread_local std::vector<float> scratch;
     scratch.resize(std::max(scratch.size(), attention_scratch(group, padded_)));
     const Tile& tile = tiles_[i / shape_.kv_heads];

@@ -40,6 +40,7 @@ class CpuOps final : public Ops {
   void rms_norm(const float* x, const Buffer& weight, float eps, std::size_t rows, std::size_t width,
                 float* y) override;
   void linear(const float* x, std::size_t rows, std::span<const Linear> parts) override;
+  void gated(const float* x, std::size_t rows, const Linear& gate, const Linear& up) override;
   void rope_and_store(std::size_t layer, float* q, float* k, const float* v) override;
   void attention(std::size_t layer, const float* q, float* out) override;
   void silu_mul(const float* gate, const float* up, std::size_t count, float* y) override;
@@ -58,10 +59,11 @@ class CpuOps final : public Ops {
     std::size_t rows;
   };
 
-  /** Outputs [begin, end) of one matrix product. */
+  /** Outputs [begin, end) of one matrix product, or of one gated by another. */
   struct Run {
     Matmul job;
     Projection part;
+    std::optional<Projection> up;
     std::size_t begin, end;
     std::size_t packed;  // index of its x among the packed ones, or kAsItIs
   };
@@ -73,7 +75,9 @@ class CpuOps final : public Ops {
     std::size_t at;  // in packed_
   };
   /** Cuts a product into runs, several a thread, so that one which loses its core holds up little. */
-  void add_runs(const Matmul& job, const Projection& part, std::size_t length);
+  void add_runs(const Matmul& job, const Projection& part, const std::optional<Projection>& up, std::size_t length);
+  /** Outputs of a run, for `outputs` of them in all. */
+  [[nodiscard]] std::size_t run_length(std::size_t outputs, std::size_t in, std::size_t rows) const;
   std::size_t packed_for(const Matmul& job, const Projection& part);
   void do_runs();
   template <class T>

@@ -71,15 +71,15 @@ void CpuOps::experts(const float* x, const float* router, std::size_t rows, cons
   for (std::size_t e = 0; e < count; ++e) {
     if (first[e] == first[e + 1]) continue;
     const Matmul job{in + first[e] * hidden, first[e + 1] - first[e], hidden};
-    add_runs(job, projection_of(experts.gate[e], nullptr, gate + first[e] * inner, false), length(e, hidden));
-    add_runs(job, projection_of(experts.up[e], nullptr, up + first[e] * inner, false), length(e, hidden));
+    add_runs(job, projection_of(experts.gate[e], nullptr, gate + first[e] * inner, false), {}, length(e, hidden));
+    add_runs(job, projection_of(experts.up[e], nullptr, up + first[e] * inner, false), {}, length(e, hidden));
   }
   do_runs();
   silu_mul(gate, up, chosen.size() * inner, gate);
   for (std::size_t e = 0; e < count; ++e) {
     if (first[e] == first[e + 1]) continue;
     const Matmul job{gate + first[e] * inner, first[e + 1] - first[e], inner};
-    add_runs(job, projection_of(experts.down[e], nullptr, out + first[e] * hidden, false), length(e, inner));
+    add_runs(job, projection_of(experts.down[e], nullptr, out + first[e] * hidden, false), {}, length(e, inner));
   }
   do_runs();
 

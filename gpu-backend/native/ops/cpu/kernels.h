@@ -62,12 +62,18 @@ struct Kernels {
   std::string_view level;
   /** Runs of outputs should begin at multiples of it. */
   std::size_t outputs_step;
+  /** With more rows, each run of outputs reads all of them from afar: fewer runs are better then. */
+  std::size_t rows_of_few_runs;
   /** Bytes of each kPackRows rows of x in the form that matmul wants beside such weights; 0: it reads x as it is. */
   std::size_t (*packed_bytes)(const Matmul&, const Projection&);
   /** Writes rows [kPackRows * block, ...) of that form at its place in `to`, which is aligned to 64 bytes. */
   void (*pack)(const Matmul&, const Projection&, std::size_t block, std::byte* to);
   /** Outputs [begin, end) of one projection, for all rows. */
   void (*matmul)(const Matmul&, const Projection&, std::size_t begin, std::size_t end);
+  /** Whether `gated` takes such a product. */
+  bool (*gates)(const Matmul&, const Projection& gate);
+  /** Outputs [begin, end) of gate.y = silu(gate) * up; bounds are multiples of outputs_step, bits those of matmul. */
+  void (*gated)(const Matmul&, const Projection& gate, const Projection& up, std::size_t begin, std::size_t end);
   void (*attention)(const AttentionTile&, float* scratch);
   /** y = x / sqrt(mean(x^2) + eps) * weight, one row of `width`. */
   void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t width, float* y);
@@ -81,10 +87,11 @@ struct Kernels {
 
 /** Floats of scratch an attention call needs. */
 inline std::size_t attention_scratch(std::size_t group, std::size_t padded) {
-  return kAttentionRows * group * (kSegment + 2 * padded + 2);
+  return kAttentionRows * group * (kSegment + 2 * padded + 2) + round_up(kAttentionRows * group, 8) * padded;
 }
 
-/** The levels this machine can run, best first: "amx", "avx512", "avx2", and "base" (SSE2, NEON or plain C++). */
+/** The levels this machine can run, the default first: "amx"; "amx-bf16", which rounds x to bf16 beside weights of bf16;
+ * "avx512"; "avx2"; and "base" (SSE2, NEON or plain C++). */
 std::vector<const Kernels*> available_kernels();
 /** The named level, or the best one for "" ; throws Error(invalid_request) for a level this machine lacks. */
 const Kernels& select_kernels(std::string_view level);

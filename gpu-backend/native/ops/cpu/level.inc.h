@@ -15,19 +15,40 @@ namespace {
 //
 #include "ops/cpu/amx_pack.inc.h"
 //
+#include "ops/cpu/amx_sums.inc.h"
+//
+#include "ops/cpu/amx_prefill.inc.h"
+//
 #include "ops/cpu/amx_matmul.inc.h"
 #endif
 }  // namespace
 
 const Kernels& kernels() {
+  static constexpr Kernels table{
+      .level = QE_LEVEL_NAME,
 #if defined(QE_AMX)
-  static constexpr Kernels table{QE_LEVEL_NAME, 32,       packed_bytes, pack,  amx_matmul,
-                                 attention,     rms_norm, silu_mul,     widen, read};
+      .outputs_step = 32,
+      .rows_of_few_runs = 64,
+      .packed_bytes = packed_bytes,
+      .pack = pack,
+      .matmul = amx_matmul,
+      .gates = amx_gates,
+      .gated = amx_gated,
 #else
-  constexpr auto nothing = [](const Matmul&, const Projection&) { return std::size_t{0}; };
-  constexpr auto never = [](const Matmul&, const Projection&, std::size_t, std::byte*) {};
-  static constexpr Kernels table{QE_LEVEL_NAME, 12, nothing, never, matmul, attention, rms_norm, silu_mul, widen, read};
+      .outputs_step = 12,
+      .rows_of_few_runs = SIZE_MAX,
+      .packed_bytes = [](const Matmul&, const Projection&) { return std::size_t{0}; },
+      .pack = [](const Matmul&, const Projection&, std::size_t, std::byte*) {},
+      .matmul = matmul,
+      .gates = [](const Matmul&, const Projection&) { return false; },
+      .gated = [](const Matmul&, const Projection&, const Projection&, std::size_t, std::size_t) {},
 #endif
+      .attention = attention,
+      .rms_norm = rms_norm,
+      .silu_mul = silu_mul,
+      .widen = widen,
+      .read = read,
+  };
   return table;
 }
 }  // namespace qe::cpu::QE_LEVEL

@@ -8,5 +8,6 @@
 #define QE_LEVEL_NAME "amx"
 #define QE_LANES 16
 #define QE_AMX
+#define QE_BF16_PARTS 2
 #include "ops/cpu/level.inc.h"
 #endif

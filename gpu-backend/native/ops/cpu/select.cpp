@@ -21,6 +21,9 @@ const Kernels& kernels();
 namespace amx {
 const Kernels& kernels();
 }
+namespace amx_bf16 {
+const Kernels& kernels();
+}
 
 namespace {
 
@@ -47,7 +50,10 @@ std::vector<const Kernels*> available_kernels() {
   const bool avx2_here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512_here = avx2_here && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512_here && __builtin_cpu_supports("avx512bf16") && tiles_granted()) levels.push_back(&amx::kernels());
+  if (avx512_here && __builtin_cpu_supports("avx512bf16") && tiles_granted()) {
+    levels.push_back(&amx::kernels());
+    levels.push_back(&amx_bf16::kernels());
+  }
   if (avx512_here) levels.push_back(&avx512::kernels());
   if (avx2_here) levels.push_back(&avx2::kernels());  // every processor with AVX2 and FMA has F16C
 #endif

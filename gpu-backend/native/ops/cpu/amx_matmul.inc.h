@@ -143,9 +143,14 @@ struct BytesProduct {
 
   void configure() const {
     TileConfig config;
-    for (int tile = 0; tile < 3; ++tile) config.set(tile, 16, columns * 4);
     config.set(3, 16, step);
-    for (int tile = 4; tile < 7; ++tile) config.set(tile, step / 4, columns * 4);
+    if (columns == 1) {  // the parts are the columns
+      config.set(0, 16, kByteParts * 4);
+      config.set(4, step / 4, kByteParts * 4);
+    } else {
+      for (int tile = 0; tile < 3; ++tile) config.set(tile, 16, columns * 4);
+      for (int tile = 4; tile < 7; ++tile) config.set(tile, step / 4, columns * 4);
+    }
     tile_configure(config);
   }
 
@@ -165,23 +170,85 @@ struct BytesProduct {
 
   void multiply(const Panel& panel, std::size_t n, std::size_t k, std::size_t inputs, const std::byte* block,
                 float* sums, std::size_t apart) const {
-    const BytesBlock packed{groups, group, columns};
-    alignas(64) std::int32_t whole[kByteParts][kSums];
     for (std::size_t tile = 0; tile < panel.tiles; ++tile) {
+      const std::byte* w = panel.data + tile * panel.tile;
       float* to = sums + tile * apart;
-      if (k == 0) std::fill_n(to, kSums, 0.0f);
-      const std::byte* x = block + packed.tiles() + k * kByteParts * columns;
-      for (std::size_t g = k / group; g < (k + inputs) / group; ++g, x += group * kByteParts * columns) {
-        whole_sums(panel, panel.data + tile * panel.tile, g * group - k, x, whole);
-        join(whole, n + tile * 16, g, block, packed, to);
+      if (k == 0) std::fill_n(to, columns == 1 ? 16 : kSums, 0.0f);
+      if (columns == 1) {
+        multiply_one(panel, w, n + tile * 16, k, inputs, block, to);
+      } else {
+        multiply_many(panel, w, n + tile * 16, k, inputs, block, to);
       }
     }
+  }
+
+  void multiply_many(const Panel& panel, const std::byte* w, std::size_t n, std::size_t k, std::size_t inputs,
+                     const std::byte* block, float* sums) const {
+    const BytesBlock packed{groups, group, columns};
+    alignas(64) std::int32_t whole[kByteParts][kSums];
+    const std::byte* x = block + packed.tiles() + k * kByteParts * columns;
+    for (std::size_t g = k / group; g < (k + inputs) / group; ++g, x += group * kByteParts * columns) {
+      whole_sums(panel, w, g * group - k, x, whole);
+      join(whole, n, g, block, packed, sums);
+    }
+  }
+
+  /** One row of x: one instruction takes its parts, side by side, and lanes are outputs. The arithmetic is the same. */
+  void multiply_one(const Panel& panel, const std::byte* w, std::size_t n, std::size_t k, std::size_t inputs,
+                    const std::byte* block, float* sums) const {
+    constexpr std::size_t kTogether = 4;  // groups, so that what is stored has arrived when it is loaded
+    const BytesBlock packed{groups, group, 1};
+    const std::byte* x = block + packed.tiles() + k * kByteParts;
+    const auto mask = static_cast<__mmask16>((1u << std::min<std::size_t>(16, part.out - n)) - 1);
+    const __m512i index = _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(groups)),
+                                             _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    const auto of_outputs = [&](const float* from) { return _mm512_mask_i32gather_ps(set1(0.0f), mask, index, from, 4); };
+    F sum = load(sums);
+    for (std::size_t first = k / group; first < (k + inputs) / group; first += kTogether) {
+      const std::size_t count = std::min(kTogether, (k + inputs) / group - first);
+      alignas(64) std::int32_t whole[kTogether][16 * 4];  // [16 outputs][parts and one unused]
+      for (std::size_t i = 0; i < count; ++i) {
+        tile_zero<0>();
+        for (std::size_t at = (first + i) * group - k, end = at + group; at < end; at += step, x += step * kByteParts) {
+          if (panel.in_place) prefetch_rows(w + at, panel.row, at);
+          tile_load<3>(w + at, panel.row);
+          tile_load<4>(x, kByteParts * 4);
+          tile_dot_bytes<0, 3, 4>();
+        }
+        tile_store<0>(whole[i], 16);
+      }
+      for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t g = first + i, at = n * groups + g;
+        const float unit = reinterpret_cast<const float*>(block + packed.scales())[g * 16];
+        const float total = reinterpret_cast<const float*>(block + packed.sums())[g * 16];
+        sum = fma(joined(part_of_outputs(whole[i], 0), part_of_outputs(whole[i], 1), part_of_outputs(whole[i], 2)) *
+                      set1(unit),
+                  of_outputs(part.scales + at), sum);
+        if (part.offsets != nullptr) sum = fma(set1(total), of_outputs(part.offsets + at), sum);
+      }
+    }
+    store(sums, sum);
+  }
+
+  /** Number p of every four, of 16 fours. */
+  static __m512i part_of_outputs(const std::int32_t* fours, int p) {
+    const __m512i index = _mm512_add_epi32(_mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28),
+                                           _mm512_set1_epi32(p));
+    const __m512i low = _mm512_permutex2var_epi32(_mm512_load_si512(fours), index, _mm512_load_si512(fours + 16));
+    const __m512i high = _mm512_permutex2var_epi32(_mm512_load_si512(fours + 32), index, _mm512_load_si512(fours + 48));
+    return _mm512_mask_blend_epi32(0xff00, low, high);
+  }
+
+  /** A fixed-point sum from those of its parts. */
+  static F joined(__m512i top, __m512i middle, __m512i low) {
+    return fma(_mm512_cvtepi32_ps(top), set1(65536.0f),
+               fma(_mm512_cvtepi32_ps(middle), set1(256.0f), _mm512_cvtepi32_ps(low)));
   }
 
   /** The integer sums of one group of 16 outputs: [parts][16 outputs][16 rows] */
   void whole_sums(const Panel& panel, const std::byte* w, std::size_t offset, const std::byte* x,
                   std::int32_t (*to)[kSums]) const {
-    const std::size_t tile_bytes = columns * step, stride = columns * 4, between = sums_stride(columns);
+    const std::size_t tile_bytes = columns * step, stride = columns * 4;
     tile_zero<0>();
     tile_zero<1>();
     tile_zero<2>();
@@ -195,31 +262,21 @@ struct BytesProduct {
       tile_load<6>(x + 2 * tile_bytes, stride);
       tile_dot_bytes<2, 3, 6>();
     }
-    tile_store<0>(to[0], between);
-    tile_store<1>(to[1], between);
-    tile_store<2>(to[2], between);
+    tile_store<0>(to[0], 64);
+    tile_store<1>(to[1], 64);
+    tile_store<2>(to[2], 64);
   }
 
   /** sums += scale of the weights * (fixed point * integer) + offset of the weights * sum of x */
   void join(const std::int32_t (*whole)[kSums], std::size_t n, std::size_t g, const std::byte* block,
             const BytesBlock& packed, float* sums) const {
     const auto dot = [&](std::size_t i) {
-      const auto part_of = [&](std::size_t p) { return _mm512_cvtepi32_ps(_mm512_load_si512(whole[p] + i * 16)); };
-      return fma(part_of(0), set1(65536.0f), fma(part_of(1), set1(256.0f), part_of(2)));
+      const auto part_of = [&](std::size_t p) { return _mm512_load_si512(whole[p] + i * 16); };
+      return joined(part_of(0), part_of(1), part_of(2));
     };
     const float* units = reinterpret_cast<const float*>(block + packed.scales()) + g * 16;
     const float* totals = reinterpret_cast<const float*>(block + packed.sums()) + g * 16;
     const std::size_t outputs = std::min<std::size_t>(16, part.out - n), at = n * groups + g;
-    if (columns == 1) {  // lanes are outputs, the arithmetic is the same
-      const auto mask = static_cast<__mmask16>((1u << outputs) - 1);
-      const __m512i index = _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(groups)),
-                                               _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-      F sum = fma(dot(0) * set1(units[0]), _mm512_mask_i32gather_ps(set1(0.0f), mask, index, part.scales + at, 4),
-                  load(sums));
-      if (part.offsets != nullptr)
-        sum = fma(set1(totals[0]), _mm512_mask_i32gather_ps(set1(0.0f), mask, index, part.offsets + at, 4), sum);
-      return store(sums, sum);
-    }
     const F unit = load(units), total = load(totals);
     for (std::size_t i = 0; i < outputs; ++i) {
       F sum = fma(dot(i) * unit, set1(part.scales[at + i * groups]), load(sums + i * 16));

@@ -5,7 +5,7 @@
 // number relative to the group's largest |x|, as three signed bytes.
 //
 // A block is a sequence of tiles of [rows of B][columns][4 bytes], a column being a row of x; with one row of x, as in
-// decode, that is x in order. All blocks of a job have as many columns, those past its last row are zero.
+// decode, that is x in order, and the parts of fixed-point numbers are the columns instead. All blocks of a job have as many columns, those past its last row are zero.
 
 inline std::size_t columns_of(const Matmul& job) { return std::min(job.rows, kPackRows); }
 
@@ -137,6 +137,11 @@ inline void pack_bytes(const Matmul& job, std::size_t group, std::size_t first, 
     for (std::size_t m = 0; m < rows; ++m)
       scales[m] =
           fixed_point(job.x + (first + m) * job.in + g * group, group, digits.data() + m * kByteParts * group, sums[m]);
+    if (columns == 1) {
+      for (std::size_t k = 0; k < group; k += 4)
+        for (std::size_t p = 0; p < kByteParts; ++p, tile += 4) std::memcpy(tile, digits.data() + p * group + k, 4);
+      continue;
+    }
     for (std::size_t k = 0; k < group; k += step)
       for (std::size_t p = 0; p < kByteParts; ++p, tile += columns * step) {
         __m512i column[16];

@@ -75,15 +75,17 @@ class Bench {
     constexpr std::size_t kReserve = std::size_t{2} << 30;
     const std::size_t free = ops->device().free;
     if (model_.bytes() + kReserve > free)
-      throw Error(ErrorCode::invalid_request,
-                  concat(shape.name, " takes ", model_.bytes(), " bytes of weights and ", kReserve, " beside them; ", free, " are free"));
-    options.kv_bytes = std::min((lengths_.batches.back() * 2 * (lengths_.prompt + lengths_.output) + 4 * lengths_.prefix) * shape.kv_bytes(),
-                                free - model_.bytes() - kReserve);
+      throw Error(ErrorCode::invalid_request, concat(shape.name, " takes ", model_.bytes(), " bytes of weights and ",
+                                                     kReserve, " beside them; ", free, " are free"));
+    options.kv_bytes = std::min(
+        (lengths_.batches.back() * 2 * (lengths_.prompt + lengths_.output) + 4 * lengths_.prefix) * shape.kv_bytes(),
+        free - model_.bytes() - kReserve);
     const auto start = Clock::now();
     engine_ = std::make_unique<Engine>(std::move(ops), model_.config, model_.open(), options,
                                        [this](std::vector<Event>&& events) { watch_.take(events); });
     const double bytes = static_cast<double>(model_.bytes());
-    results_.add({"load", 0, 0, 0, bytes / seconds(Clock::now() - start) / 1e9, "GB/s", bounds_.host_bytes / 1e9, "copies from the host"});
+    results_.add({"load", 0, 0, 0, bytes / seconds(Clock::now() - start) / 1e9, "GB/s", bounds_.host_bytes / 1e9,
+                  "copies from the host"});
   }
 
   void run() {
@@ -92,7 +94,8 @@ class Bench {
     for (const std::size_t batch : lengths_.batches) decode(batch);
     const auto [prefill, prefill_by] = least_seconds(lengths_.prefill, 0);
     const auto tokens = static_cast<double>(lengths_.prefill);
-    results_.add({"prefill", 1, lengths_.prefill, 1, tokens / first(lengths_.prefill, 8), "tokens/s", tokens / prefill, prefill_by});
+    results_.add({"prefill", 1, lengths_.prefill, 1, tokens / first(lengths_.prefill, 8), "tokens/s", tokens / prefill,
+                  prefill_by});
     const auto [cold, cold_by] = least_seconds(lengths_.prefix, 0);
     results_.add({"ttft cold", 1, lengths_.prefix, 1, first(lengths_.prefix, 7), "s", cold, cold_by, true});
     const auto [warm, warm_by] = least_seconds(kBlockSize, lengths_.prefix - kBlockSize);
@@ -107,10 +110,11 @@ class Bench {
     std::string batches;
     for (const std::size_t batch : lengths_.batches) batches += (batches.empty() ? "" : ", ") + std::to_string(batch);
     return concat(R"("card": ")", cuda::device().name, R"(", "date": ")", date, R"(", "model": ")", shape_.name,
-                  R"(", "weights": "random", "copy_bytes_per_s": )", bounds_.device_bytes, ", \"host_copy_bytes_per_s\": ", bounds_.host_bytes,
-                  ", \"product_flops\": ", bounds_.flops, R"(, "product_by": ")", bounds_.product, "\",\n \"batches\": [", batches,
-                  "], \"prompt\": ", lengths_.prompt, ", \"output\": ", lengths_.output, ", \"prefill\": ", lengths_.prefill,
-                  ", \"prefix\": ", lengths_.prefix);
+                  R"(", "weights": "random", "copy_bytes_per_s": )", bounds_.device_bytes,
+                  ", \"host_copy_bytes_per_s\": ", bounds_.host_bytes, ", \"product_flops\": ", bounds_.flops,
+                  R"(, "product_by": ")", bounds_.product, "\",\n \"batches\": [", batches,
+                  "], \"prompt\": ", lengths_.prompt, ", \"output\": ", lengths_.output,
+                  ", \"prefill\": ", lengths_.prefill, ", \"prefix\": ", lengths_.prefix);
   }
 
   std::vector<std::uint32_t> ask(std::size_t count, std::size_t prompt, std::size_t answer, unsigned seed) {
@@ -134,7 +138,8 @@ class Bench {
   /** What one sequence's `tokens`, after `cached` others, take at least, and why. */
   [[nodiscard]] std::pair<double, const char*> least_seconds(std::size_t tokens, std::size_t cached) const {
     const auto rows = static_cast<double>(tokens), before = static_cast<double>(cached);
-    return slower(shape_.step_bytes(model_.bytes()) + (tokens + cached) * shape_.kv_bytes(), shape_.flops(rows, 1, before + rows / 2));
+    return slower(shape_.step_bytes(model_.bytes()) + (tokens + cached) * shape_.kv_bytes(),
+                  shape_.flops(rows, 1, before + rows / 2));
   }
   [[nodiscard]] std::pair<double, const char*> slower(std::size_t bytes, double flops) const {
     const double moving = static_cast<double>(bytes) / bounds_.device_bytes, computing = flops / bounds_.flops;
@@ -148,16 +153,18 @@ class Bench {
     Clock::time_point begin{}, end = Clock::time_point::max();
     for (const std::uint32_t handle : handles)
       begin = std::max(begin, watch_.tokens[handle].front()), end = std::min(end, watch_.tokens[handle].back());
-    if (end <= begin) throw Error(ErrorCode::internal, concat("no step decoded all ", batch, " sequences: use a longer output"));
+    if (end <= begin)
+      throw Error(ErrorCode::internal, concat("no step decoded all ", batch, " sequences: use a longer output"));
     std::size_t tokens = 0;
     for (const std::uint32_t handle : handles)
-      tokens += static_cast<std::size_t>(std::ranges::count_if(watch_.tokens[handle], [&](auto at) { return at > begin && at <= end; }));
+      tokens += static_cast<std::size_t>(
+          std::ranges::count_if(watch_.tokens[handle], [&](auto at) { return at > begin && at <= end; }));
     const std::size_t context = lengths_.prompt + lengths_.output / 2;
     const auto rows = static_cast<double>(batch);
     const auto [least, by] = slower(shape_.step_bytes(model_.bytes()) + batch * context * shape_.kv_bytes(),
                                     shape_.flops(rows, rows, static_cast<double>(context)));
-    results_.add({"decode", batch, lengths_.prompt, lengths_.output, static_cast<double>(tokens) / seconds(end - begin), "tokens/s",
-                  rows / least, by});
+    results_.add({"decode", batch, lengths_.prompt, lengths_.output, static_cast<double>(tokens) / seconds(end - begin),
+                  "tokens/s", rows / least, by});
   }
 
   void write_logits() {

@@ -22,8 +22,8 @@
 
 namespace qe::bench {
 
-/** Weights are never zero: matrices normal around 0 and as large as keeps a product the size of its input, so that every
-    part counts in the logits; norms around 1; four-bit words any bits, with scales to match. */
+/** Weights are never zero: matrices normal around 0 and as large as keeps a product the size of its input, so that
+   every part counts in the logits; norms around 1; four-bit words any bits, with scales to match. */
 class RandomModel {
  public:
   /** Writes model.safetensors and config.json into the folder, which must exist. */
@@ -138,7 +138,8 @@ class RandomModel {
         << ", \"num_hidden_layers\": " << config.layers << ", \"num_attention_heads\": " << config.heads
         << ", \"num_key_value_heads\": " << config.kv_heads << ",\n \"vocab_size\": " << config.vocab
         << ", \"max_position_embeddings\": " << config.context << ", \"rms_norm_eps\": " << config.rms_norm_eps
-        << ", \"rope_theta\": " << config.rope_theta << ", \"tie_word_embeddings\": " << (config.tied ? "true" : "false") << "}\n";
+        << ", \"rope_theta\": " << config.rope_theta
+        << ", \"tie_word_embeddings\": " << (config.tied ? "true" : "false") << "}\n";
   }
 
   std::string path_;

@@ -22,9 +22,11 @@ struct Shape {
   [[nodiscard]] std::size_t step_bytes(std::size_t file) const { return tied ? file : file - head_weights() * 2; }
   /** Bytes of bf16 keys and values of a token. */
   [[nodiscard]] std::size_t kv_bytes() const { return layers * kv_heads * head_dim * 2 * 2; }
-  /** Multiplications and additions for `rows` tokens, of which `heads_of` want logits, and each sees `context` others. */
+  /** Multiplications and additions for `rows` tokens, of which `heads_of` want logits, and each sees `context` others.
+   */
   [[nodiscard]] double flops(double rows, double heads_of, double context) const {
-    const double products = rows * static_cast<double>(layer_weights()) + heads_of * static_cast<double>(head_weights());
+    const double products =
+        rows * static_cast<double>(layer_weights()) + heads_of * static_cast<double>(head_weights());
     return 2 * (products + 2 * rows * context * static_cast<double>(layers * heads * head_dim));
   }
 };

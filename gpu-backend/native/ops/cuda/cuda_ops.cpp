@@ -21,6 +21,9 @@ constexpr std::size_t kLibraryRows = 64;
 /** Above so many rows a four-bit matrix is unpacked for the tensor cores. */
 constexpr std::size_t kUnpackRows = 32;
 
+/** Rows of a mixture of experts that share scratch memory, and one reading of the experts' weights. */
+constexpr std::size_t kMixRows = 512;
+
 Int4View view_of(const Weight& weight) {
   const auto of = [](std::size_t n) { return static_cast<std::uint32_t>(n); };
   return {static_cast<const std::uint8_t*>(weight.data), weight.scales, weight.offsets, of(weight.out), of(weight.in), of(weight.group)};
@@ -166,11 +169,16 @@ void CudaOps::experts(const float* x, const float* router, std::size_t rows, con
   const auto of = [](std::size_t n) { return static_cast<std::uint32_t>(n); };
   const Weight& gate = experts.gate.front();
   Call call{.kind = Call::Kind::experts, .dtype = gate.dtype, .rows = recording_ ? step_.rows : rows, .a = x, .b = router, .y = y};
-  call.mixture = {table_of(experts), of(gate.in), of(gate.out), of(experts.top_k)};
-  call.count = experts.gate.size(), call.renormalise = experts.renormalise;
-  const std::size_t pairs = call.rows * experts.top_k;
+  call.mixture = {table_of(experts), of(experts.gate.size()), of(gate.in), of(gate.out), of(experts.top_k)};
+  call.renormalise = experts.renormalise;
+  const std::size_t pairs = std::min(call.rows, kMixRows) * experts.top_k;
   grow(choices_, choices_bytes_, pairs * sizeof(ExpertChoice));
+  grow(order_, order_bytes_, pairs * sizeof(std::uint32_t));
+  grow(slots_, slots_bytes_, pairs * sizeof(std::uint32_t));
+  grow(starts_, starts_bytes_, (experts.gate.size() + 1) * sizeof(std::uint32_t));
   grow(inner_, inner_bytes_, pairs * gate.out * sizeof(float));
+  grow(outer_, outer_bytes_, pairs * gate.in * sizeof(float));
+  grow(rounded_, rounded_bytes_, std::min(call.rows, kMixRows) * gate.in * sizeof(std::uint16_t));
   issue(call);
 }
 
@@ -242,10 +250,27 @@ void CudaOps::run_int4(const Call& call) {
 }
 
 void CudaOps::run_experts(const Call& call) {
+  const ExpertsView& view = call.mixture;
   auto* choices = reinterpret_cast<ExpertChoice*>(choices_.get());
-  auto* inner = reinterpret_cast<float*>(inner_.get());
-  route(stream_, call.b, call.rows, call.count, call.mixture.top_k, call.renormalise, choices);
-  mix_experts(stream_, call.mixture, call.dtype, call.a, call.rows, choices, inner, call.y);
+  const auto words = [](const Memory& memory) { return reinterpret_cast<std::uint32_t*>(memory.get()); };
+  const ExpertGroups groups{words(order_), words(slots_), words(starts_)};
+  auto* outer = reinterpret_cast<float*>(outer_.get());
+  auto* rounded = reinterpret_cast<Bf16*>(rounded_.get());
+  const bool tensor_cores = rounds() && call.dtype == DType::bf16 &&
+                            (options_.deterministic || call.rows * view.top_k > view.count * kGemvRows);
+  for (std::size_t first = 0; first < call.rows; first += kMixRows) {
+    const std::size_t rows = std::min(kMixRows, call.rows - first);
+    const float* x = call.a + first * view.hidden;
+    route(stream_, call.b + first * view.count, rows, view.count, view.top_k, call.renormalise, choices);
+    group_by_expert(stream_, choices, rows * view.top_k, view.count, groups);
+    if (tensor_cores) {
+      round_to_bf16(stream_, x, rows * view.hidden, rounded);
+      experts_by_tiles(stream_, view, rounded, rows, groups, reinterpret_cast<Bf16*>(inner_.get()), outer);
+    } else {
+      experts_by_rows(stream_, view, call.dtype, x, groups, reinterpret_cast<float*>(inner_.get()), outer);
+    }
+    combine_experts(stream_, view, choices, rows, groups, outer, call.y + first * view.hidden);
+  }
 }
 
 void CudaOps::run_attention(const Call& call) {

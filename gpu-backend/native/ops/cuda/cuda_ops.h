@@ -41,7 +41,6 @@ struct Call {
   LinearParts parts{};
   Int4View int4{};
   ExpertsView mixture{};
-  std::size_t count = 0;  // experts
   bool renormalise = false;
   bool operator==(const Call&) const = default;
 };
@@ -144,9 +143,11 @@ class CudaOps final : public Ops {
   std::vector<Memory> keys_, values_;       // per layer
   Memory cosine_, sine_;                    // [positions_][head_dim / 2]
   std::size_t positions_ = 0;
-  Memory indices_, rounded_, partial_, unpacked_, choices_, inner_, sampling_;
+  Memory indices_, rounded_, partial_, unpacked_, sampling_;
+  Memory choices_, order_, slots_, starts_, inner_, outer_;  // of a mixture of experts
   std::size_t indices_bytes_ = 0, rounded_bytes_ = 0, partial_bytes_ = 0, unpacked_bytes_ = 0;
-  std::size_t choices_bytes_ = 0, inner_bytes_ = 0, sampling_bytes_ = 0;
+  std::size_t sampling_bytes_ = 0, choices_bytes_ = 0, order_bytes_ = 0, slots_bytes_ = 0, starts_bytes_ = 0, inner_bytes_ = 0,
+              outer_bytes_ = 0;
 
   const Batch* batch_ = nullptr;
   BatchView view_{};

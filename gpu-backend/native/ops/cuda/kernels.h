@@ -111,8 +111,8 @@ struct ExpertWeights {
   const void *gate, *up, *down;  // [inner][hidden] twice, [hidden][inner]
 };
 struct ExpertsView {
-  const ExpertWeights* experts;
-  std::uint32_t hidden, inner, top_k;
+  const ExpertWeights* experts;  // [count]
+  std::uint32_t count, hidden, inner, top_k;
   bool operator==(const ExpertsView&) const = default;
 };
 struct ExpertChoice {
@@ -122,9 +122,20 @@ struct ExpertChoice {
 /** choices: [rows][top_k], ascending ids; router: [rows][experts], logits. */
 void route(Stream stream, const float* router, std::size_t rows, std::size_t experts, std::size_t top_k, bool renormalise,
            ExpertChoice* choices);
-/** y += the chosen experts of x; inner: scratch, [rows * top_k][inner]. At most 65535 pairs at once. */
-void mix_experts(Stream stream, const ExpertsView& view, DType dtype, const float* x, std::size_t rows,
-                 const ExpertChoice* choices, float* inner, float* y);
+/** Pairs (row, choice) sorted by expert: a pair's place there is its slot. */
+struct ExpertGroups {
+  std::uint32_t *order, *slot_of;  // [pairs]: the pair in a slot, the slot of a pair
+  std::uint32_t* starts;           // [experts + 1]: each expert's first slot
+};
+void group_by_expert(Stream stream, const ExpertChoice* choices, std::size_t pairs, std::size_t experts, const ExpertGroups& groups);
+/** outer = each pair's expert of x, [pairs][hidden] by slot, in fp32 or, by tiles, on tensor cores.
+    @param inner scratch, [pairs][inner] */
+void experts_by_rows(Stream stream, const ExpertsView& view, DType dtype, const float* x, const ExpertGroups& groups, float* inner, float* outer);
+void experts_by_tiles(Stream stream, const ExpertsView& view, const Bf16* x, std::size_t rows, const ExpertGroups& groups, Bf16* inner,
+                      float* outer);
+/** y += each row's experts by weight */
+void combine_experts(Stream stream, const ExpertsView& view, const ExpertChoice* choices, std::size_t rows, const ExpertGroups& groups,
+                     const float* outer, float* y);
 /** y[row] += sigmoid(gate[row]) * x[row] */
 void add_gated(Stream stream, const float* gate, const float* x, std::size_t rows, std::size_t width, float* y);
 

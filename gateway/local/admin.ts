@@ -63,7 +63,7 @@ tenant
 tenant
   .command('show')
   .argument('<id>')
-  .action(async (id: string) => show(await call('GET', `/tenants/${id}`)))
+  .action(async (id: string) => show(await call('GET', `/tenants/${encodeURIComponent(id)}`)))
 withLimits(tenant.command('update').argument('<id>'))
   .option('--name <name>')
   .option('--model <model>', "the limits are for the tenant's use of this model")
@@ -71,7 +71,12 @@ withLimits(tenant.command('update').argument('<id>'))
     const { name, model } = options
     const limits = limitsOf(options)
     const scoped = typeof model === 'string' ? { model_limits: { [model]: limits } } : { limits }
-    show(await call('PATCH', `/tenants/${id}`, { ...(name === undefined ? {} : { name }), ...scoped }))
+    show(
+      await call('PATCH', `/tenants/${encodeURIComponent(id)}`, {
+        ...(name === undefined ? {} : { name }),
+        ...scoped,
+      }),
+    )
   })
 for (const [command, status] of [
   ['suspend', 'suspended'],
@@ -80,12 +85,12 @@ for (const [command, status] of [
   tenant
     .command(command)
     .argument('<id>')
-    .action(async (id: string) => show(await call('PATCH', `/tenants/${id}`, { status })))
+    .action(async (id: string) => show(await call('PATCH', `/tenants/${encodeURIComponent(id)}`, { status })))
 }
 tenant
   .command('delete')
   .argument('<id>')
-  .action(async (id: string) => show(await call('DELETE', `/tenants/${id}`)))
+  .action(async (id: string) => show(await call('DELETE', `/tenants/${encodeURIComponent(id)}`)))
 
 const key = program.command('key').description('make, list, rotate, revoke keys; a key is shown once')
 withLimits(key.command('create').argument('<tenant>').argument('<name>'))
@@ -99,25 +104,37 @@ withLimits(key.command('create').argument('<tenant>').argument('<name>'))
       ...(models === undefined ? {} : { models }),
       ...(expiresAt === undefined ? {} : { expires_at: Math.floor(Date.parse(text(expiresAt)) / 1000) }),
     }
-    show(await call('POST', `/tenants/${id}/keys`, { name, limits: limitsOf(options), ...more }))
+    show(
+      await call('POST', `/tenants/${encodeURIComponent(id)}/keys`, {
+        name,
+        limits: limitsOf(options),
+        ...more,
+      }),
+    )
   })
 key
   .command('list')
   .argument('<tenant>')
-  .action(async (id: string) => show(await call('GET', `/tenants/${id}/keys`)))
+  .action(async (id: string) => show(await call('GET', `/tenants/${encodeURIComponent(id)}/keys`)))
 key
   .command('rotate')
   .argument('<tenant>')
   .argument('<key>', 'its id')
   .option('--grace-seconds <n>', 'how long the old one still works', Number, 0)
   .action(async (id: string, keyId: string, { graceSeconds }: Row) =>
-    show(await call('POST', `/tenants/${id}/keys/${keyId}/rotate`, { grace_seconds: graceSeconds })),
+    show(
+      await call('POST', `/tenants/${encodeURIComponent(id)}/keys/${encodeURIComponent(keyId)}/rotate`, {
+        grace_seconds: graceSeconds,
+      }),
+    ),
   )
 key
   .command('revoke')
   .argument('<tenant>')
   .argument('<key>', 'its id')
-  .action(async (id: string, keyId: string) => show(await call('DELETE', `/tenants/${id}/keys/${keyId}`)))
+  .action(async (id: string, keyId: string) =>
+    show(await call('DELETE', `/tenants/${encodeURIComponent(id)}/keys/${encodeURIComponent(keyId)}`)),
+  )
 
 program
   .command('usage')
@@ -144,7 +161,19 @@ program
     show(await call('GET', `/audit?limit=100&cursor=${text(cursor)}${of}`))
   })
 
+// `... | head` has read enough.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(0)
+  throw error
+})
+
 await program.parseAsync()
+
+/** What is wrong with the world rather than with the command line: one line, no usage text. */
+function fail(why: string): never {
+  process.stderr.write(`error: ${why}\n`)
+  process.exit(1)
+}
 
 function text(value: unknown): string {
   return typeof value === 'string' ? value : ''
@@ -157,7 +186,7 @@ function token(): string {
   try {
     return (JSON.parse(readFileSync(path, 'utf8')) as { ADMIN_TOKEN: string }).ADMIN_TOKEN
   } catch {
-    return program.error('Set QWEN_EDGE_ADMIN_TOKEN, or run `npm start` once, which makes one.')
+    return fail('Set QWEN_EDGE_ADMIN_TOKEN, or run `npm start` once, which makes one.')
   }
 }
 
@@ -171,12 +200,21 @@ async function ask(method: string, path: string, body?: unknown): Promise<string
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     })
   } catch {
-    return program.error(`No gateway answers at ${url}: start it, or say where it is with --url.`)
+    return fail(`No gateway answers at ${url}: start it, or say where it is with --url.`)
   }
   const answer = await response.text()
   if (response.ok) return answer
-  const { error } = JSON.parse(answer) as { error: { code: string; message: string } }
-  return program.error(`${error.code}: ${error.message}`)
+  return fail(reason(response.status, answer))
+}
+
+/** Some other server's answer need not be ours. */
+function reason(status: number, answer: string): string {
+  try {
+    const { error } = JSON.parse(answer) as { error: { code: string; message: string } }
+    return `${error.code}: ${error.message}`
+  } catch {
+    return `What answers there is no gateway: ${status}.`
+  }
 }
 
 async function call(method: string, path: string, body?: unknown): Promise<Row> {

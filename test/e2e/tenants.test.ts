@@ -76,8 +76,27 @@ it('the command line reads well and says what is wrong', async () => {
   expect(await admin('tenant', 'list')).toContain('tokens_per_minute=5000')
   expect(await admin('usage', '--tenant', tenantId, '--group-by', 'key', '--csv')).toContain(key.id)
   expect(await admin('audit')).toContain('key.create')
-  await expect(admin('tenant', 'show', 'ten_nobody')).rejects.toThrow('not_found')
   await expect(admin('tenant', 'create', 'x', '--concurrent', '-1')).rejects.toThrow('a whole number from 1')
+})
+
+it.each([
+  ['a tenant that is not there', ['tenant', 'show', 'ten_nobody'], /^error: not_found: .+\n$/],
+  ['an id that is a path', ['tenant', 'show', '../audit'], /^error: not_found: .+\n$/],
+  ['a wrong token', ['--token', 'wrong', 'tenant', 'list'], /^error: invalid_api_key: .+\n$/],
+  ['no server', ['--url', 'http://127.0.0.1:9', 'tenant', 'list'], /^error: No gateway answers .+\n$/],
+])('of %s the command line says one line and ends with 1', async (_, args, line) => {
+  await expect(admin(...args)).rejects.toMatchObject({
+    code: 1,
+    stdout: '',
+    stderr: expect.stringMatching(line),
+  })
+})
+
+it('a reader of the command line may have read enough', async () => {
+  const env = { ...process.env, QWEN_EDGE_URL: stack.gateway, QWEN_EDGE_ADMIN_TOKEN: stack.adminToken }
+  // Closed before anything is written.
+  const { stderr } = await run('sh', ['-c', 'node gateway/local/admin.ts audit | true'], { env })
+  expect(stderr).toBe('')
 })
 
 it('a key that is revoked stops everywhere, and a suspended tenant with it', async () => {

@@ -129,6 +129,21 @@ describe('keys', () => {
   })
 })
 
+describe('a tenant whose object does not answer', () => {
+  const { TENANT } = env
+  afterEach(() => Object.assign(env, { TENANT }))
+
+  it('is told to come back, and not that its key is wrong', async () => {
+    const { key } = await newTenant()
+    const down = () => Promise.reject(new Error('down'))
+    Object.assign(env, { TENANT: { getByName: () => ({ count: down, look: down, admit: down }) } })
+    for (const answer of [await chat(key), await get(key, '/v1/models')]) {
+      expect([answer.status, answer.headers.get('retry-after')]).toEqual([503, '1'])
+      expect(await answer.json()).toMatchObject({ error: { code: 'storage_unavailable' } })
+    }
+  })
+})
+
 describe('leases', () => {
   it('let a busy key through without asking, and never above its limit', async () => {
     const { id, key } = await newTenant({ limits: { requests_per_minute: 100 } })

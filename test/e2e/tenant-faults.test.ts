@@ -64,7 +64,7 @@ it('usage is exact for callers who leave before the first token, in the middle, 
   const unheard = ask(key, long, { signal: gone.signal })
   await until('it runs', async () => (await metric(stack, 'vllm:num_requests_running')) === 1)
   gone.abort()
-  await expect(unheard.then((answer) => answer.text())).rejects.toThrow()
+  await expect(unheard.then((answer) => answer.text())).rejects.toThrow('aborted')
   await idle()
   const reader = (await ask(key, long)).body!.getReader()
   await reader.read()

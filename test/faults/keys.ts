@@ -62,10 +62,8 @@ const us = (times: number[], q: number) =>
 
 /** The letter at that place is another one. */
 function changed(key: string, at: number): string {
-  const letters = [...key]
-  const index = at < 0 ? letters.length + at : at
-  letters[index] = letters[index] === '0' ? '1' : '0'
-  return letters.join('')
+  const index = at < 0 ? key.length + at : at
+  return key.slice(0, index) + (key[index] === '0' ? '1' : '0') + key.slice(index + 1)
 }
 
 async function revokedKeys(stack: Stack, n: number): Promise<string[]> {

@@ -3,21 +3,16 @@ import OpenAI, { toFile } from 'openai'
 import { Webhook } from 'standardwebhooks'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { startReceiver, type Receiver } from './receiver.ts'
-import { newTenant, startStack, until, type Stack } from './stack.ts'
+import { newTenant, until } from './stack.ts'
+import { stackOfFile } from './stack-of-file.ts'
 
-let stack: Stack
+const stack = stackOfFile()
 let receiver: Receiver
-let openai: OpenAI
 
 beforeAll(async () => {
   receiver = await startReceiver()
-  stack = await startStack()
-  openai = new OpenAI({ baseURL: `${stack.gateway}/v1`, apiKey: stack.key, maxRetries: 0 })
 })
-afterAll(async () => {
-  await stack?.stop()
-  await receiver?.close()
-})
+afterAll(() => receiver?.close())
 
 const line = (n: number, body: object = {}) =>
   JSON.stringify({
@@ -33,9 +28,9 @@ const line = (n: number, body: object = {}) =>
     },
   })
 const upload = async (text: string) =>
-  openai.files.create({ file: await toFile(Buffer.from(text), 'in.jsonl'), purpose: 'batch' })
+  stack.openai.files.create({ file: await toFile(Buffer.from(text), 'in.jsonl'), purpose: 'batch' })
 const start = (input_file_id: string, more: object = {}) =>
-  openai.batches.create({
+  stack.openai.batches.create({
     input_file_id,
     endpoint: '/v1/chat/completions',
     completion_window: '24h',
@@ -43,8 +38,12 @@ const start = (input_file_id: string, more: object = {}) =>
   })
 async function ended(id: string) {
   const over = ['completed', 'failed', 'cancelled', 'expired']
-  await until('the batch ends', async () => over.includes((await openai.batches.retrieve(id)).status), 50_000)
-  return openai.batches.retrieve(id)
+  await until(
+    'the batch ends',
+    async () => over.includes((await stack.openai.batches.retrieve(id)).status),
+    50_000,
+  )
+  return stack.openai.batches.retrieve(id)
 }
 
 it('answers each line under its custom_id, and tells of it', async () => {
@@ -59,7 +58,7 @@ it('answers each line under its custom_id, and tells of it', async () => {
     request_counts: { total: 130, completed: 129, failed: 1 },
   })
   const read = async (id: string | null | undefined) =>
-    (await (await openai.files.content(id ?? '')).text()).trim().split('\n')
+    (await (await stack.openai.files.content(id ?? '')).text()).trim().split('\n')
   const answers = (await read(done.output_file_id)).map(
     (text) => JSON.parse(text) as { custom_id: string; response: { body: OpenAI.ChatCompletion } },
   )
@@ -97,10 +96,10 @@ it('is cancelled with what it has', async () => {
   const { id } = await start(file.id)
   await until(
     'it runs',
-    async () => ((await openai.batches.retrieve(id)).request_counts?.completed ?? 0) > 2,
+    async () => ((await stack.openai.batches.retrieve(id)).request_counts?.completed ?? 0) > 2,
     30_000,
   )
-  await openai.batches.cancel(id)
+  await stack.openai.batches.cancel(id)
   const done = await ended(id)
   expect(done.status).toBe('cancelled')
   expect(done.request_counts?.completed).toBeLessThan(500)
@@ -109,7 +108,9 @@ it('is cancelled with what it has', async () => {
 
 it('takes only files for batches', async () => {
   const file = await toFile(Buffer.from('x'), 'x.txt')
-  await expect(openai.files.create({ file, purpose: 'assistants' })).rejects.toMatchObject({ status: 400 })
+  await expect(stack.openai.files.create({ file, purpose: 'assistants' })).rejects.toMatchObject({
+    status: 400,
+  })
   await expect(start('file-none')).rejects.toMatchObject({ status: 404 })
 })
 
@@ -138,6 +139,6 @@ it('names each line that is wrong, and lists the newest first', async () => {
   const { id } = await start(file.id)
   const { errors } = await ended(id)
   expect(errors?.data?.map(({ line: at }) => at)).toEqual([1, 4, 5])
-  expect((await openai.batches.list({ limit: 1 })).data).toMatchObject([{ id }])
-  expect((await openai.files.list({ limit: 1 })).data).toMatchObject([{ id: file.id }])
+  expect((await stack.openai.batches.list({ limit: 1 })).data).toMatchObject([{ id }])
+  expect((await stack.openai.files.list({ limit: 1 })).data).toMatchObject([{ id: file.id }])
 })

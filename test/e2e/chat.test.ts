@@ -1,16 +1,10 @@
 /** The whole path: the official `openai` client, workerd, the backend and the native engine with the shipped model. */
 import OpenAI from 'openai'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { metric, startStack, until, type Stack } from './stack.ts'
+import { describe, expect, it } from 'vitest'
+import { metric, until } from './stack.ts'
+import { stackOfFile } from './stack-of-file.ts'
 
-let stack: Stack
-let openai: OpenAI
-
-beforeAll(async () => {
-  stack = await startStack()
-  openai = new OpenAI({ baseURL: `${stack.gateway}/v1`, apiKey: stack.key, maxRetries: 0 })
-})
-afterAll(() => stack?.stop())
+const stack = stackOfFile()
 
 /** What we take beside OpenAI's own fields. */
 type Extra = { top_k?: number; min_tokens?: number; ignore_eos?: boolean }
@@ -18,7 +12,7 @@ type Body = Omit<OpenAI.ChatCompletionCreateParamsNonStreaming, 'messages' | 'mo
 
 const fresh = { headers: { 'cache-control': 'no-store' } }
 const ask = (question: string, more: Body = {}, options = {}) =>
-  openai.chat.completions.create(
+  stack.openai.chat.completions.create(
     {
       model: 'tiny',
       messages: [{ role: 'user', content: question }],
@@ -33,7 +27,7 @@ const running = () => metric(stack, 'vllm:num_requests_running')
 const prompts = () => metric(stack, 'vllm:prompt_tokens_total')
 
 async function streamed(question: string, more: Body = {}, options = {}) {
-  const stream = await openai.chat.completions.create(
+  const stream = await stack.openai.chat.completions.create(
     {
       model: 'tiny',
       messages: [{ role: 'user', content: question }],
@@ -199,7 +193,7 @@ describe('errors through the client', () => {
     await expect(stranger.models.list()).rejects.toBeInstanceOf(OpenAI.AuthenticationError)
     await expect(ask('x', { max_tokens: 100_000 })).rejects.toBeInstanceOf(OpenAI.BadRequestError)
     await expect(
-      openai.chat.completions.create({ model: 'nope', messages: [{ role: 'user', content: 'x' }] }),
+      stack.openai.chat.completions.create({ model: 'nope', messages: [{ role: 'user', content: 'x' }] }),
     ).rejects.toBeInstanceOf(OpenAI.NotFoundError)
   })
 
@@ -216,7 +210,7 @@ describe('errors through the client', () => {
   })
 
   it('lists its model', async () => {
-    const { data } = await openai.models.list()
+    const { data } = await stack.openai.models.list()
     expect(data.map((model) => model.id)).toEqual(['tiny'])
   })
 })

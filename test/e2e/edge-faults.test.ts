@@ -1,12 +1,8 @@
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { describe, expect, it } from 'vitest'
 import { aborts, cachedEqualsUncached, crossHits, cutStreams, identical } from './edge-faults.ts'
-import { startStack, type Stack } from './stack.ts'
+import { stackOfFile } from './stack-of-file.ts'
 
-let stack: Stack
-beforeAll(async () => {
-  stack = await startStack({ QWEN_EDGE_DEV_REQUESTS_PER_MINUTE: '0' })
-})
-afterAll(() => stack?.stop())
+const stack = stackOfFile({ QWEN_EDGE_DEV_REQUESTS_PER_MINUTE: '0' })
 
 /** `npm run faults -- edge` does the same at full size. */
 describe('the edge', () => {

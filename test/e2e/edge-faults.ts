@@ -1,6 +1,7 @@
 /** What a gateway must bear, at any size: small in `npm test`, large in `npm run faults -- edge`. Each throws or counts. */
 import OpenAI from 'openai'
 import { resumingFetch } from '../../src/resuming-fetch.ts'
+import { answerOf } from './answer-of.ts'
 import { cuttingProxy } from './cutting-proxy.ts'
 import { metric, newTenant, until, type Stack } from './stack.ts'
 
@@ -28,7 +29,33 @@ export interface Sampling {
   stop?: string[]
   logit_bias?: Record<string, number>
   logprobs?: boolean
+  top_logprobs?: number
+  n?: number
+  response_format?: OpenAI.ResponseFormatJSONSchema | OpenAI.ResponseFormatJSONObject
+  structured_outputs?: object
+  tools?: OpenAI.ChatCompletionTool[]
+  tool_choice?: 'required'
+  parallel_tool_calls?: boolean
 }
+
+const parameters = {
+  type: 'object',
+  properties: { city: { enum: ['Paris', 'Rome'] }, days: { type: 'integer', minimum: 1, maximum: 9 } },
+  required: ['city', 'days'],
+  additionalProperties: false,
+}
+const tools: OpenAI.ChatCompletionTool[] = [{ type: 'function', function: { name: 'weather', parameters } }]
+/** Half are free text. */
+export const forms: Partial<Sampling>[] = [
+  ...Array.from({ length: 5 }, () => ({})),
+  { tools, tool_choice: 'required', parallel_tool_calls: false },
+  { tools },
+  {
+    response_format: { type: 'json_schema', json_schema: { name: 'trip', strict: true, schema: parameters } },
+  },
+  { response_format: { type: 'json_object' } },
+  { structured_outputs: { regex: '(yes|no), [0-9]{3}' } },
+]
 
 const body = (text: string, sampling: Sampling) => ({
   model: 'tiny',
@@ -182,7 +209,9 @@ export async function cachedEqualsUncached(
       ...maybe(() => ({ frequency_penalty: dice() })),
       ...maybe(() => ({ stop: [['e', '1', 'river', '. '][i % 4] ?? 'x'] })),
       ...maybe(() => ({ logit_bias: { [String(100 + i)]: dice() * 10 - 5 } })),
-      ...maybe(() => ({ logprobs: true })),
+      ...maybe(() => ({ logprobs: true, top_logprobs: Math.floor(dice() * 6) })),
+      ...maybe(() => ({ n: 2 + Math.floor(dice() * 3) })),
+      ...forms[Math.floor(dice() * forms.length)],
     }
     const text = `${question(i)} (${i})`
     const ask = async (headers: Record<string, string>, stream: boolean) => {
@@ -192,12 +221,7 @@ export async function cachedEqualsUncached(
         body: JSON.stringify({ ...body(text, sampling), stream }),
       })
       const status = response.headers.get('cache-status') ?? ''
-      if (!stream) return { status, answer: parts(((await response.json()) as Whole).choices[0]) }
-      const chunks = (await response.text())
-        .split('\n')
-        .filter((line) => line.startsWith('data: {'))
-        .map((line) => (JSON.parse(line.slice(6)) as Chunk).choices[0])
-      return { status, answer: joined(chunks) }
+      return { status, answer: JSON.stringify(await answerOf(response)) }
     }
     const uncached = await ask(fresh, false)
     await ask({}, i % 2 === 0)
@@ -209,30 +233,6 @@ export async function cachedEqualsUncached(
     }
   })
   return { hits, wrong }
-}
-
-interface Logprobs {
-  content: { token: string; logprob: number }[]
-}
-interface Choice {
-  message?: { content: string }
-  delta?: { content?: string }
-  logprobs: Logprobs | null
-  finish_reason: string | null
-}
-type Whole = { choices: Choice[] }
-type Chunk = { choices: Choice[] }
-
-const parts = (choice: Choice | undefined) =>
-  JSON.stringify([choice?.message?.content, choice?.finish_reason, choice?.logprobs?.content ?? null])
-
-function joined(choices: (Choice | undefined)[]): string {
-  const logprobs = choices.flatMap((choice) => choice?.logprobs?.content ?? [])
-  return JSON.stringify([
-    choices.map((choice) => choice?.delta?.content ?? '').join(''),
-    choices.findLast((choice) => choice?.finish_reason)?.finish_reason,
-    choices.some((choice) => choice?.logprobs) ? logprobs : null,
-  ])
 }
 
 /** Two tenants ask the same: nobody may see the other's entry. */

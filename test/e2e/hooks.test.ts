@@ -2,19 +2,16 @@
 import { Webhook } from 'standardwebhooks'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { startReceiver, type Receiver } from './receiver.ts'
-import { newTenant, startStack, until, type Stack } from './stack.ts'
+import { newTenant, until } from './stack.ts'
+import { stackOfFile } from './stack-of-file.ts'
 
-let stack: Stack
+const stack = stackOfFile({ QWEN_EDGE_TIME_SCALE: '1000' })
 let receiver: Receiver
 
 beforeAll(async () => {
   receiver = await startReceiver()
-  stack = await startStack({ QWEN_EDGE_TIME_SCALE: '1000' })
 })
-afterAll(async () => {
-  await stack?.stop()
-  await receiver?.close()
-})
+afterAll(() => receiver?.close())
 
 async function post<T>(path: string, body: unknown, token: string): Promise<T> {
   const headers = { authorization: `Bearer ${token}` }

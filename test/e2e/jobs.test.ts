@@ -3,19 +3,16 @@ import OpenAI from 'openai'
 import { Webhook } from 'standardwebhooks'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { startReceiver, type Receiver } from './receiver.ts'
-import { newTenant, startStack, until, type Stack } from './stack.ts'
+import { newTenant, until } from './stack.ts'
+import { stackOfFile } from './stack-of-file.ts'
 
-let stack: Stack
+const stack = stackOfFile({ QWEN_EDGE_TIME_SCALE: '100000' })
 let receiver: Receiver
 
 beforeAll(async () => {
   receiver = await startReceiver()
-  stack = await startStack({ QWEN_EDGE_TIME_SCALE: '100000' })
 })
-afterAll(async () => {
-  await stack?.stop()
-  await receiver?.close()
-})
+afterAll(() => receiver?.close())
 beforeEach(() => {
   receiver.received.length = 0
   receiver.answer = (response) => response.writeHead(204).end()

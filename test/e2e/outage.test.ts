@@ -1,13 +1,10 @@
 /** The backend dies under load: every caller is told when to come back, and coming back works. */
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { describe, expect, it } from 'vitest'
 import { pidOf } from './processes.ts'
-import { startStack, until, type Stack } from './stack.ts'
+import { until } from './stack.ts'
+import { stackOfFile } from './stack-of-file.ts'
 
-let stack: Stack
-beforeAll(async () => {
-  stack = await startStack()
-})
-afterAll(() => stack?.stop())
+const stack = stackOfFile()
 
 const ask = (body: object) =>
   fetch(`${stack.gateway}/v1/chat/completions`, {

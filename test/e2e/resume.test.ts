@@ -1,14 +1,13 @@
 /** What must survive on the real stack: a killed gateway under a stream, warmed prefixes, identical retries. */
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import type OpenAI from 'openai'
+import { describe, expect, it } from 'vitest'
 import { resumingFetch } from '../../src/resuming-fetch.ts'
+import { answerOf } from './answer-of.ts'
 import { pidOf } from './processes.ts'
-import { metric, startStack, until, type Stack } from './stack.ts'
+import { metric, newTenant, until } from './stack.ts'
+import { stackOfFile } from './stack-of-file.ts'
 
-let stack: Stack
-beforeAll(async () => {
-  stack = await startStack()
-})
-afterAll(() => stack?.stop())
+const stack = stackOfFile()
 
 const long = {
   model: 'tiny',
@@ -24,47 +23,135 @@ const post = (body: object, headers: Record<string, string> = {}, send = fetch) 
     headers: { authorization: `Bearer ${stack.key}`, ...headers },
     body: JSON.stringify(body),
   })
-type Whole = {
-  choices: { message: { content: string } }[]
-  usage: { prompt_tokens_details: { cached_tokens: number }; completion_tokens: number }
+type Whole = { usage: OpenAI.CompletionUsage }
+const fresh = { 'cache-control': 'no-store' }
+const isReady = () =>
+  fetch(`${stack.gateway}/readyz`).then(
+    ({ ok }) => ok,
+    () => false,
+  )
+const again = () => until('the gateway is back', isReady)
+const kill = () => process.kill(pidOf(stack, 'workerd serve'), 'SIGKILL')
+
+const weather: OpenAI.ChatCompletionTool = {
+  type: 'function',
+  function: {
+    name: 'weather',
+    parameters: {
+      type: 'object',
+      properties: { city: { enum: ['Paris', 'Rome'] }, days: { type: 'integer', minimum: 1, maximum: 9 } },
+      required: ['city', 'days'],
+      additionalProperties: false,
+    },
+  },
 }
-const whole = async (response: Response) => (await response.json()) as Whole
-const contents = (sse: string) =>
-  sse
-    .split('\n')
-    .filter((line) => line.startsWith('data: {'))
-    .map((line) => (JSON.parse(line.slice(6)) as { choices: { delta?: { content?: string } }[] }).choices[0])
-    .map((choice) => choice?.delta?.content ?? '')
-    .join('')
 
 describe('a gateway that is killed', () => {
-  it('goes on with its streams when it is back, token by token, and knows its idempotency keys', async () => {
-    const uncut = await whole(await post(long, { 'cache-control': 'no-store' }))
-    const key = { 'idempotency-key': 'survivor', 'cache-control': 'no-store' }
-    const stream = { ...long, stream: true }
-    const response = await post(stream, key, resumingFetch({ attempts: 100, delay_ms: 50 }))
-    const reader = response.body?.getReader()
-    const decoder = new TextDecoder()
-    let text = ''
-    while (text.length < 60_000) text += decoder.decode((await reader?.read())?.value, { stream: true })
-    process.kill(pidOf(stack, 'workerd serve'), 'SIGKILL')
-    for (;;) {
-      const { done = true, value } = (await reader?.read()) ?? {}
-      if (done) break
-      text += decoder.decode(value, { stream: true })
+  interface Used {
+    key: string
+    prompt_tokens: number
+    completion_tokens: number
+  }
+  /** Of the tenant whose streams it cuts: one key sent the plain one, another the rest. */
+  let usage: () => Promise<Used[]>
+  let generated = 0
+  let prompt_tokens = 0
+
+  it('goes on with its streams when it is back, whatever their form, and knows their idempotency keys', async () => {
+    const forms = {
+      plain: long,
+      several: { ...long, n: 3, max_tokens: 500 },
+      held: { ...long, ignore_eos: false, structured_outputs: { regex: '([0-9]+, ){150}' } },
+      penalised: { ...long, frequency_penalty: 0.2, max_tokens: 900 },
     }
-    expect(contents(text)).toBe(uncut.choices[0]?.message.content)
-    expect(text).toContain('data: [DONE]')
-    const retried = await post(long, key)
-    expect(retried.headers.get('cache-status')).toMatch(/^qwen-edge; hit/)
-    expect(await whole(retried)).toMatchObject({ choices: uncut.choices })
-    expect((await post({ ...long, seed: 6 }, key)).status).toBe(422)
+    const uncut = await Promise.all(
+      Object.values(forms).map(async (form) => answerOf(await post(form, fresh))),
+    )
+    const issue = await newTenant(stack)
+    const keys = [await issue(), await issue()]
+    const sender = (name: string) => ({
+      ...fresh,
+      authorization: `Bearer ${keys[name === 'plain' ? 0 : 1]}`,
+      'idempotency-key': name,
+    })
+    usage = async () => {
+      const path = `${stack.gateway}/v1/usage?group_by=key`
+      const response = await fetch(path, { headers: { authorization: `Bearer ${keys[0]}` } })
+      return ((await response.json()) as { data: Used[] }).data
+    }
+    const before = await metric(stack, 'vllm:generation_tokens_total')
+    const send = resumingFetch({ attempts: 100, delay_ms: 50 })
+    let begun = 0
+    const cut = Object.entries(forms).map(async ([name, form]) => {
+      const response = await post({ ...form, stream: true }, sender(name), send)
+      const { body, headers } = response
+      const pieces: Uint8Array<ArrayBuffer>[] = []
+      let bytes = 0
+      for await (const piece of body as ReadableStream<Uint8Array<ArrayBuffer>>) {
+        pieces.push(piece)
+        if (bytes < 30_000 && (bytes += piece.length) >= 30_000) begun++
+      }
+      return answerOf(new Response(new Blob(pieces), { headers }))
+    })
+    // What began in the last second before it died, a tenant's object has forgotten.
+    await new Promise((resolve) => setTimeout(resolve, 1_200))
+    await until('all are under way', async () => begun === cut.length)
+    kill()
+    expect(await Promise.all(cut)).toEqual(uncut)
+    generated = (await metric(stack, 'vllm:generation_tokens_total')) - before
+
+    for (const [at, [name, form]] of Object.entries(forms).entries()) {
+      const headers = sender(name)
+      for (const stream of [false, true]) {
+        const retried = await post({ ...form, stream }, headers)
+        expect(retried.headers.get('cache-status')).toMatch(/^qwen-edge; hit/)
+        expect(await answerOf(retried)).toEqual(uncut[at])
+      }
+      expect((await post({ ...form, seed: 6 }, headers)).status).toBe(422)
+    }
+    expect((await metric(stack, 'vllm:generation_tokens_total')) - before).toBe(generated)
+    prompt_tokens = ((await (await post(long, sender('plain'))).json()) as Whole).usage.prompt_tokens
+  })
+
+  it('has kept answers of every form under their keys: as a stream or JSON, whichever came first', async () => {
+    const short = { ...long, ignore_eos: false, max_tokens: 120 }
+    const forms = {
+      calls: { ...short, tools: [weather], tool_choice: 'required' },
+      pair: { ...short, tools: [weather], tool_choice: 'required', n: 2 },
+      several: { ...short, n: 3, logprobs: true, top_logprobs: 2 },
+      object: { ...short, response_format: { type: 'json_object' } },
+    }
+    const ask = async (name: string, form: object, stream: boolean) =>
+      post({ ...form, stream }, { ...fresh, 'idempotency-key': name })
+    const first = await Promise.all(
+      Object.entries(forms).map(async ([name, form], at) => answerOf(await ask(name, form, at % 2 === 0))),
+    )
+    expect(first[1]?.flatMap(({ calls }) => calls.map(({ name }) => name))).toEqual(
+      expect.arrayContaining(['weather', 'weather']),
+    )
+    kill()
+    await again()
+    for (const [at, [name, form]] of Object.entries(forms).entries()) {
+      for (const stream of [true, false])
+        expect(await answerOf(await ask(name, form, stream))).toEqual(first[at])
+      expect((await ask(name, { ...form, max_tokens: 121 }, true)).status).toBe(422)
+    }
+  })
+
+  it('bills all that was generated, once', { timeout: 90_000 }, async () => {
+    const billed = async () => (await usage()).reduce((sum, row) => sum + row.completion_tokens, 0)
+    // What it had begun is stopped and settled by its tenant's alarm.
+    await until('it is billed', async () => (await billed()) >= generated, 80_000)
+    expect(await billed()).toBe(generated)
+    // The plain one went on from its tokens.
+    const plain = (await usage()).toSorted((a, b) => a.prompt_tokens - b.prompt_tokens)[0]
+    expect(plain?.prompt_tokens).toBe(prompt_tokens)
   })
 })
 
 describe('a reader that leaves a flight', () => {
   it.each([true, false])('stops the engine, stream: %s', async (stream) => {
-    await until('the gateway is back', async () => (await fetch(`${stack.gateway}/readyz`)).ok)
+    await again()
     const running = () => metric(stack, 'vllm:num_requests_running')
     const abort = new AbortController()
     const answer = fetch(`${stack.gateway}/v1/chat/completions`, {
@@ -83,7 +170,7 @@ describe('a reader that leaves a flight', () => {
 
 describe('a warmed prefix', () => {
   it('is there for the first prompt that begins with it', async () => {
-    await until('the gateway is back', async () => (await fetch(`${stack.gateway}/readyz`)).ok)
+    await again()
     const system = { role: 'system', content: 'You know the mill by the river. '.repeat(40) }
     const warmed = await fetch(`${stack.gateway}/v1/prefixes`, {
       method: 'POST',
@@ -94,9 +181,8 @@ describe('a warmed prefix', () => {
     const { cached_tokens, until: pinned } = (await warmed.json()) as { cached_tokens: number; until: number }
     expect(cached_tokens).toBeGreaterThan(200)
     expect(pinned).toBeGreaterThan(Date.now() / 1000 + 30)
-    const { usage } = await whole(
-      await post({ model: 'tiny', messages: [system, { role: 'user', content: 'Where?' }], max_tokens: 1 }),
-    )
-    expect(usage.prompt_tokens_details.cached_tokens).toBe(cached_tokens)
+    const messages = [system, { role: 'user', content: 'Where?' }]
+    const { usage } = (await (await post({ model: 'tiny', messages, max_tokens: 1 })).json()) as Whole
+    expect(usage.prompt_tokens_details?.cached_tokens).toBe(cached_tokens)
   })
 })

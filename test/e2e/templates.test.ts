@@ -1,12 +1,9 @@
 /** A published template reaches the engine before its first caller does. */
-import { afterAll, beforeAll, expect, it } from 'vitest'
-import { newTenant, startStack, type Stack } from './stack.ts'
+import { expect, it } from 'vitest'
+import { newTenant } from './stack.ts'
+import { stackOfFile } from './stack-of-file.ts'
 
-let stack: Stack
-beforeAll(async () => {
-  stack = await startStack()
-})
-afterAll(() => stack?.stop())
+const stack = stackOfFile()
 
 async function post<T>(path: string, body: unknown, token: string): Promise<T> {
   const headers = { authorization: `Bearer ${token}` }

@@ -2,19 +2,14 @@
  * Structured output, tools and several answers, through the official client. The shipped model knows none of it: that
  * its answers are valid all the same is what a grammar is for.
  */
-import OpenAI from 'openai'
+import type OpenAI from 'openai'
 import { zodFunction, zodResponseFormat } from 'openai/helpers/zod'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { describe, expect, it } from 'vitest'
 import * as z from 'zod'
-import { metric, startStack, until, type Stack } from './stack.ts'
+import { metric, until } from './stack.ts'
+import { stackOfFile } from './stack-of-file.ts'
 
-let stack: Stack
-let openai: OpenAI
-beforeAll(async () => {
-  stack = await startStack()
-  openai = new OpenAI({ baseURL: `${stack.gateway}/v1`, apiKey: stack.key, maxRetries: 0 })
-})
-afterAll(() => stack?.stop())
+const stack = stackOfFile()
 
 type Body = Partial<OpenAI.ChatCompletionCreateParamsNonStreaming> & Record<string, unknown>
 const fresh = { headers: { 'cache-control': 'no-store' } }
@@ -23,7 +18,7 @@ const question = (content = 'What is 17 + 25?') => ({
   messages: [{ role: 'user' as const, content }],
 })
 const ask = (body: Body, options: object = fresh) =>
-  openai.chat.completions.create(
+  stack.openai.chat.completions.create(
     { ...question(), temperature: 1, seed: 1, max_tokens: 150, ...body, stream: false },
     options,
   )
@@ -71,7 +66,7 @@ const isWeather = (text: string) => /^\{"city": "(Paris|Rome)", "days": [1-9]\}$
 
 describe('response_format', () => {
   it('parses into a zod type', async () => {
-    const answer = await openai.chat.completions.parse({
+    const answer = await stack.openai.chat.completions.parse({
       ...question(),
       temperature: 1,
       seed: 3,
@@ -86,7 +81,7 @@ describe('response_format', () => {
   it('holds for a stream, chunk by chunk the same text', async () => {
     const body = { response_format: zodResponseFormat(Sum, 'sum'), seed: 4 }
     const whole = await ask(body)
-    const stream = openai.chat.completions.stream(
+    const stream = stack.openai.chat.completions.stream(
       { ...question(), temperature: 1, max_tokens: 150, ...body },
       fresh,
     )
@@ -116,7 +111,7 @@ describe('response_format', () => {
   it('is part of what the cache goes by, and not how it was said', async () => {
     const schema = { type: 'object', properties: { a: { enum: [1, 2, 3] } }, required: ['a'] }
     const asked = async (more: object, schemaOfIt: object = schema) => {
-      const { response, data } = await openai.chat.completions
+      const { response, data } = await stack.openai.chat.completions
         .create({
           ...question('What is 1 + 2?'),
           temperature: 0,
@@ -184,7 +179,7 @@ describe('tools', () => {
 
   it('a stream gives name and id first, then the arguments in pieces', async () => {
     const body = { tools: [weather], tool_choice: 'required' as const, parallel_tool_calls: false, seed: 5 }
-    const stream = openai.chat.completions.stream(
+    const stream = stack.openai.chat.completions.stream(
       { ...question(), temperature: 1, max_tokens: 150, ...body },
       fresh,
     )
@@ -208,7 +203,7 @@ describe('tools', () => {
 
   it('runTools calls our function with what was generated', async () => {
     const seen: unknown[] = []
-    const runner = openai.chat.completions.runTools({
+    const runner = stack.openai.chat.completions.runTools({
       ...question(),
       temperature: 1,
       seed: 8,
@@ -254,7 +249,7 @@ describe('tools', () => {
   it('are a hit when asked again, with calls as before', async () => {
     const body = { tools: [weather], tool_choice: 'required' as const, parallel_tool_calls: false, seed: 21 }
     const first = await ask(body, {})
-    const { data, response } = await openai.chat.completions
+    const { data, response } = await stack.openai.chat.completions
       .create({ ...question(), temperature: 1, max_tokens: 150, ...body })
       .withResponse()
     expect(response.headers.get('cache-status')).toContain('hit')
@@ -280,7 +275,7 @@ describe('several answers', () => {
     const body = { n: 3, max_tokens: 20, seed: 31, logprobs: true } as const
     const whole = await ask(body)
     const read = async (options: object) => {
-      const stream = await openai.chat.completions.create(
+      const stream = await stack.openai.chat.completions.create(
         { ...question(), temperature: 1, ...body, stream: true },
         options,
       )

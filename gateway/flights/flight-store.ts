@@ -20,6 +20,8 @@ export interface TicketRecord {
 export interface StoredFlight {
   id: string
   request: FlightRequest
+  /** Under which the backend knows its last attempt; null: from a version that did not say. */
+  wire: string | null
   done: boolean
   lines: string[]
 }
@@ -40,6 +42,7 @@ const schema = [
    CREATE TABLE IF NOT EXISTS idempotency (
      key TEXT PRIMARY KEY, body TEXT NOT NULL, generation TEXT NOT NULL, expires INTEGER NOT NULL
    ) WITHOUT ROWID`,
+  'ALTER TABLE flights ADD COLUMN wire TEXT',
 ]
 
 export class FlightStore {
@@ -50,11 +53,12 @@ export class FlightStore {
     migrate(storage, 'flights', schema)
   }
 
-  begin(flight: string, request: FlightRequest, expires: number): void {
+  begin(flight: string, request: FlightRequest, wire: string, expires: number): void {
     this.#sql.exec(
-      'INSERT OR REPLACE INTO flights (id, request, done, expires) VALUES (?, ?, 0, ?)',
+      'INSERT OR REPLACE INTO flights (id, request, wire, done, expires) VALUES (?, ?, ?, 0, ?)',
       flight,
       JSON.stringify(request),
+      wire,
       expires,
     )
   }
@@ -76,6 +80,10 @@ export class FlightStore {
       const sql = 'INSERT OR REPLACE INTO lines (flight, at, text) VALUES (?, ?, ?)'
       this.#sql.exec(sql, flight, at + from, text)
     }
+  }
+
+  attempt(flight: string, wire: string): void {
+    this.#sql.exec('UPDATE flights SET wire = ? WHERE id = ?', wire, flight)
   }
 
   done(flight: string): void {
@@ -106,8 +114,8 @@ export class FlightStore {
 
   find(ticket: string): { flight: StoredFlight; record: TicketRecord } | null {
     const [row] = this.#sql
-      .exec<{ flight: string; record: string; request: string; done: number }>(
-        `SELECT tickets.flight, tickets.record, flights.request, flights.done
+      .exec<{ flight: string; record: string; request: string; wire: string | null; done: number }>(
+        `SELECT tickets.flight, tickets.record, flights.request, flights.wire, flights.done
          FROM tickets JOIN flights ON flights.id = tickets.flight WHERE tickets.id = ?`,
         ticket,
       )
@@ -117,9 +125,10 @@ export class FlightStore {
       .exec<{ text: string }>('SELECT text FROM lines WHERE flight = ? ORDER BY at', row.flight)
       .toArray()
       .flatMap(({ text }) => text.split('\n'))
-    const { flight: id, done } = row
+    const { flight: id, wire, done } = row
     const flight = {
       id,
+      wire,
       done: done === 1,
       lines,
       request: JSON.parse(row.request) as FlightRequest,

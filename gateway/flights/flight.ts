@@ -62,6 +62,7 @@ export class Flight {
   constructor(key: string | null, lines: string[], onGone: (ticket: string) => void) {
     this.key = key
     this.#lines.push(...lines)
+    this.#chars = lines.reduce((sum, line) => sum + line.length, 0)
     this.#onGone = onGone
   }
 

@@ -16,6 +16,7 @@ import { FlightStore, type StoredFlight, type TicketRecord } from './flight-stor
 import { isFinishDelta, type Delta } from '../chat/answers.ts'
 import { startGeneration, type Generation } from '../chat/generation.ts'
 import type { Prompt } from '../chat/prompt.ts'
+import { settleLeft } from '../limits/admission.ts'
 import { Recorder, storeFar } from '../cache/result-store.ts'
 
 /** How long a finished flight still serves identical requests, and a resumed one stays in memory. */
@@ -172,6 +173,10 @@ export class Flights extends DurableObject<Env> {
     for (const ticket of tickets) flight.ticket(ticket, true)
     if (stored.done) flight.finish()
     const live = stored.done ? this.#landed(id, flight, request) : this.#launch(id, flight, request)
+    if (!stored.done) {
+      if (stored.wire !== null) this.ctx.waitUntil(settleLeft(this.env, request, stored.wire))
+      this.#store.attempt(id, live.wire)
+    }
     for (const ticket of tickets) this.#byTicket.set(ticket, live)
     return live
   }
@@ -197,7 +202,7 @@ export class Flights extends DurableObject<Env> {
   #persist(live: Live, ticket: TicketRecord, expires: number): void {
     const { id, flight, request } = live
     if (this.#store.find(id) === null) {
-      this.#store.begin(id, { ...request, lines: [] }, expires)
+      this.#store.begin(id, { ...request, lines: [] }, live.wire, expires)
       this.#store.append(id, 0, flight.linesFrom(0))
       live.written = flight.length
       if (flight.state === 'done') this.#store.done(id)

@@ -4,6 +4,7 @@
  * settled by that object within a minute.
  */
 import type { TokenUsage } from '../../src/protocol.ts'
+import * as backend from '../chat/backend.ts'
 import type { Caller } from '../keys/identify.ts'
 import { knownUnmetered } from './lease.ts'
 import { limitHeaders, noLimits, notActive, refusal, tooLarge } from './limit-headers.ts'
@@ -37,7 +38,7 @@ export async function admit(
   { env, requestId, caller, defer }: AdmissionContext,
 ): Promise<Admission> {
   const tenant = env.TENANT.getByName(caller.tenantId)
-  const use: Use = { key_id: caller.keyId, model: model.id, template: prompt.template?.id ?? '' }
+  const use = useOf(prompt, caller)
   if (knownUnmetered(caller.tenantId, use)) return unasked(prompt, tenant, use, { requestId, caller, defer })
   const { max_tokens, min_tokens, n } = prompt.sampling
   const ask = {
@@ -70,6 +71,26 @@ export async function admit(
       // A call that fails leaves the reservation to its deadline.
       await tenant.settle(requestId, use, usage).catch(() => undefined)
     },
+  }
+}
+
+const useOf = (prompt: Prompt, caller: Caller): Use => ({
+  key_id: caller.keyId,
+  model: model.id,
+  template: prompt.template?.id ?? '',
+})
+
+/** Bills what was begun under this id by an isolate that died, now that another goes on with it; where the backend cannot be asked, its tenant's alarm does. */
+export async function settleLeft(
+  env: Env,
+  { prompt, caller }: { prompt: Prompt; caller: Caller },
+  requestId: string,
+): Promise<void> {
+  try {
+    const usage = await backend.cancel(env, requestId)
+    await env.TENANT.getByName(caller.tenantId).settle(requestId, useOf(prompt, caller), usage)
+  } catch (cause) {
+    console.error('a generation that was left could not be settled yet', requestId, cause)
   }
 }
 

@@ -93,8 +93,6 @@ describe('a gateway that is killed', () => {
       }
       return answerOf(new Response(new Blob(pieces), { headers }))
     })
-    // What began in the last second before it died, a tenant's object has forgotten.
-    await new Promise((resolve) => setTimeout(resolve, 1_200))
     await until('all are under way', async () => begun === cut.length)
     kill()
     expect(await Promise.all(cut)).toEqual(uncut)
@@ -138,10 +136,9 @@ describe('a gateway that is killed', () => {
     }
   })
 
-  it('bills all that was generated, once', { timeout: 90_000 }, async () => {
+  it('bills all that was generated, once', async () => {
     const billed = async () => (await usage()).reduce((sum, row) => sum + row.completion_tokens, 0)
-    // What it had begun is stopped and settled by its tenant's alarm.
-    await until('it is billed', async () => (await billed()) >= generated, 80_000)
+    await until('it is billed', async () => (await billed()) >= generated)
     expect(await billed()).toBe(generated)
     // The plain one went on from its tokens.
     const plain = (await usage()).toSorted((a, b) => a.prompt_tokens - b.prompt_tokens)[0]

@@ -123,7 +123,7 @@ it('every object works on tables to which a newer version has added columns', as
     })
     await runInDurableObject(at.flights(), async (_, { storage }) => {
       const store = new FlightStore(storage)
-      store.begin(`gen_${n}`, {} as Parameters<typeof store.begin>[1], now)
+      store.begin(`gen_${n}`, {} as Parameters<typeof store.begin>[1], 'wire', now)
       store.append(`gen_${n}`, 0, ['x'])
     })
   }

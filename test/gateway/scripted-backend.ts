@@ -13,6 +13,8 @@ export interface Run {
   finish(reason?: FinishReason): void
   /** The connection breaks. */
   crash(): void
+  /** The gateway asks for it. */
+  cancel(): void
 }
 
 export interface ScriptedBackend {
@@ -39,10 +41,7 @@ export function scriptedBackend(script: (run: Run) => void | Promise<void>): Scr
     const cancelled = /^\/v1\/generate\/(.+)\/cancel$/.exec(url.pathname)?.[1]
     if (cancelled !== undefined) {
       const run = runs.find(({ request }) => request.request_id === decodeURIComponent(cancelled))
-      if (run !== undefined && !run.ended) {
-        run.cancelled = true
-        run.finish('cancelled')
-      }
+      if (run !== undefined && !run.ended) run.cancel()
       const usage = run === undefined ? null : { prompt: 1, cached: 0, completion: 0 }
       return Response.json({ request_id: cancelled, usage })
     }
@@ -58,7 +57,7 @@ export function scriptedBackend(script: (run: Run) => void | Promise<void>): Scr
   })
   return {
     runs,
-    live: () => runs.filter(({ ended }) => !ended).length,
+    live: () => runs.filter(({ ended, cancelled }) => !ended && !cancelled).length,
     restore: () => spy.mockRestore(),
   }
 }
@@ -92,7 +91,14 @@ function start(request: GenerateRequest): { run: Run; body: ReadableStream<Uint8
       run.ended = true
       controller?.error(new Error('connection reset'))
     },
+    cancel: () => void (run.cancelled = true),
   }
+  // Ends where its stream belongs: to whoever asks, it may be that of another object, or of one that is gone.
+  const watch = setInterval(() => {
+    if (!run.cancelled && !run.ended) return
+    clearInterval(watch)
+    run.finish('cancelled')
+  }, 5)
   const body = new ReadableStream<Uint8Array>({
     start: (c) => void (controller = c),
     cancel: () => void (run.cancelled = run.ended = true),

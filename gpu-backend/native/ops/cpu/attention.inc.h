@@ -79,49 +79,47 @@ inline void weights_of(float* score, std::size_t keys, float& maximum, float& to
   total = sum(all);
 }
 
-/** For each of `Queries` rows of weights: sum over keys, in order, of weight * value, channels [d, d + vectors *
+inline constexpr std::size_t kValueVectors = 2;
+
+/** For each of `Queries` rows of weights: sum over keys, in order, of weight * value, channels [d, d + Vectors *
  * kLanes) */
-template <std::size_t Queries>
+template <std::size_t Queries, std::size_t Vectors>
 inline void weighted_channels(const AttentionTile& t, std::size_t segment, std::size_t keys, std::size_t d,
-                              std::size_t vectors, const float* weight /* [Queries][kSegment] */,
-                              float* out /* [Queries][padded] */) {
-  constexpr std::size_t kVectors = 4;
-  F acc[Queries][kVectors];
-#pragma GCC unroll 4
+                              const float* weight /* [Queries][kSegment] */, float* out /* [Queries][padded] */) {
+  F acc[Queries][Vectors];
+#pragma GCC unroll 8
   for (std::size_t q = 0; q < Queries; ++q)
-#pragma GCC unroll 4
-    for (std::size_t v = 0; v < kVectors; ++v) acc[q][v] = set1(0.0f);
+#pragma GCC unroll 2
+    for (std::size_t v = 0; v < Vectors; ++v) acc[q][v] = set1(0.0f);
   for (std::size_t first = 0; first < keys; first += kBlockSize) {
     const float* value = t.values + t.blocks[(segment + first) / kBlockSize] * t.value_block + d;  // [16][padded]
     const std::size_t count = std::min(kBlockSize, keys - first);
-    if (vectors == kVectors) {
-      for (std::size_t j = 0; j < count; ++j, value += t.padded)
-#pragma GCC unroll 4
-        for (std::size_t v = 0; v < kVectors; ++v) {
-          const F here = load(value + v * kLanes);
-#pragma GCC unroll 4
-          for (std::size_t q = 0; q < Queries; ++q)
-            acc[q][v] = fma(set1(weight[q * kSegment + first + j]), here, acc[q][v]);
-        }
-    } else {
-      for (std::size_t j = 0; j < count; ++j, value += t.padded)
-        for (std::size_t v = 0; v < vectors; ++v)
-          for (std::size_t q = 0; q < Queries; ++q)
-            acc[q][v] = fma(set1(weight[q * kSegment + first + j]), load(value + v * kLanes), acc[q][v]);
+    for (std::size_t j = 0; j < count; ++j, value += t.padded) {
+      F here[Vectors];
+#pragma GCC unroll 2
+      for (std::size_t v = 0; v < Vectors; ++v) here[v] = load(value + v * kLanes);
+#pragma GCC unroll 8
+      for (std::size_t q = 0; q < Queries; ++q) {
+        const F share = set1(weight[q * kSegment + first + j]);
+#pragma GCC unroll 2
+        for (std::size_t v = 0; v < Vectors; ++v) acc[q][v] = fma(share, here[v], acc[q][v]);
+      }
     }
   }
   for (std::size_t q = 0; q < Queries; ++q)
-    for (std::size_t v = 0; v < vectors; ++v) store(out + q * t.padded + d + v * kLanes, acc[q][v]);
+    for (std::size_t v = 0; v < Vectors; ++v) store(out + q * t.padded + d + v * kLanes, acc[q][v]);
 }
 
 /** sum over keys, in order, of weight * value, for queries that see the same keys: [queries][padded] */
-template <std::size_t Queries = kLanes == 16 ? 4 : 2>
+template <std::size_t Queries = kQueries>
 inline void weighted_values(const AttentionTile& t, std::size_t segment, std::size_t keys, const float* weight,
                             std::size_t queries, float* out) {
-  constexpr std::size_t kVectors = 4;
-  for (; queries >= Queries; queries -= Queries, weight += Queries * kSegment, out += Queries * t.padded)
-    for (std::size_t d = 0; d < t.padded; d += kVectors * kLanes)
-      weighted_channels<Queries>(t, segment, keys, d, std::min(kVectors, (t.padded - d) / kLanes), weight, out);
+  for (; queries >= Queries; queries -= Queries, weight += Queries * kSegment, out += Queries * t.padded) {
+    std::size_t d = 0;
+    for (; d + kValueVectors * kLanes <= t.padded; d += kValueVectors * kLanes)
+      weighted_channels<Queries, kValueVectors>(t, segment, keys, d, weight, out);
+    if (d < t.padded) weighted_channels<Queries, 1>(t, segment, keys, d, weight, out);
+  }
   if constexpr (Queries > 1)
     if (queries > 0) weighted_values<Queries - 1>(t, segment, keys, weight, queries, out);
 }

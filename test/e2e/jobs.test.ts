@@ -1,4 +1,5 @@
 /** Jobs from acceptance to a signed delivery: workerd, the native engine, a receiver that verifies as users' libraries do. */
+import { createServer, type AddressInfo } from 'node:net'
 import OpenAI from 'openai'
 import { Webhook } from 'standardwebhooks'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
@@ -9,10 +10,31 @@ import { stackOfFile } from './stack-of-file.ts'
 const stack = stackOfFile({ QWEN_EDGE_TIME_SCALE: '100000' })
 let receiver: Receiver
 
+/** A receiver that answers a byte a second; how long it was listened to, in ms. Under way while the other tests run. */
+let dripped: { id: string; ms: Promise<number>; close: () => void }
+
 beforeAll(async () => {
   receiver = await startReceiver()
+  const drip = createServer((socket) => {
+    const begun = performance.now()
+    socket.once('data', () => socket.write('HTTP/1.1 200 OK\r\nx-drip: '))
+    const timer = setInterval(() => socket.write('x'), 1_000)
+    socket.on('error', () => undefined)
+    socket.on('close', () => {
+      clearInterval(timer)
+      ended.resolve(performance.now() - begun)
+    })
+  })
+  const ended = Promise.withResolvers<number>()
+  await new Promise<void>((resolve) => drip.listen(0, '127.0.0.1', resolve))
+  const { port } = drip.address() as AddressInfo
+  const { id } = await submit({ webhook: { url: `http://127.0.0.1:${port}/` } })
+  dripped = { id, ms: ended.promise, close: () => drip.close() }
 })
-afterAll(() => receiver?.close())
+afterAll(async () => {
+  dripped?.close()
+  await receiver?.close()
+})
 beforeEach(() => {
   receiver.received.length = 0
   receiver.answer = (response) => response.writeHead(204).end()
@@ -213,5 +235,13 @@ describe('a delivery', () => {
       return data.some(({ status_code }) => status_code === 302)
     })
     expect(receiver.received.some(({ path }) => path === '/canary')).toBe(false)
+  })
+
+  it('to a receiver that drips its answer ends after 15 s', async () => {
+    const ms = await dripped.ms
+    expect(ms).toBeGreaterThan(14_500)
+    expect(ms).toBeLessThan(17_000)
+    const { data } = await json<{ data: Attempt[] }>(call(`/jobs/${dripped.id}/deliveries`))
+    expect(data[0]).toMatchObject({ attempt: 1, status_code: null, error: 'no answer within 15 s' })
   })
 })

@@ -53,6 +53,7 @@ class Qwen2::Loader {
       all.up.push_back(matrix(expert + "up_proj.", inner, hidden));
       all.down.push_back(matrix(expert + "down_proj.", hidden, inner));
     }
+    ops_.accept(all);
     return all;
   }
 

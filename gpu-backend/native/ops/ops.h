@@ -97,6 +97,8 @@ class Ops {
   /** Rounded to eight bits, a scale for each group of inputs; plain where `in` is no multiple of 16. */
   virtual Weight upload_int8(const TensorView&) { return lacks("int8 weights"); }
   virtual Weight upload_int4(const Int4Matrix&) { return lacks("four-bit weights"); }
+  /** Throws Error(checkpoint) for a mixture that experts() could not compute. */
+  virtual void accept(const Experts&) {}
   /** Widened to fp32, [n]. */
   virtual Buffer upload_vector(const TensorView& tensor) = 0;
   /** Zeroed floats. */

@@ -7,8 +7,10 @@ namespace {
 
 using namespace running;
 
-void check_like_cpu(const std::string& folder, std::initializer_list<std::size_t> lengths, std::size_t answer) {
-  const FolderModel model(QE_ROOT + folder);
+void check_like_cpu(const std::string& folder, std::initializer_list<std::size_t> lengths, std::size_t answer,
+                    std::optional<WeightFormat> weights = {}) {
+  FolderModel model(QE_ROOT + folder);
+  model.config.weights = weights.value_or(model.config.weights);
   const auto asked = requests(model.config.tokenizer_vocab, lengths, answer);
   Running reference(model, on_cpu()), running(model, on_cuda(Precision::f32));
   CHECK(running.answers(asked) == reference.answers(asked));
@@ -16,8 +18,9 @@ void check_like_cpu(const std::string& folder, std::initializer_list<std::size_t
 }
 
 /** In the precision that is served. */
-void check_deterministic(const std::string& folder) {
-  const FolderModel model(QE_ROOT + folder);
+void check_deterministic(const std::string& folder, std::optional<WeightFormat> weights = {}) {
+  FolderModel model(QE_ROOT + folder);
+  model.config.weights = weights.value_or(model.config.weights);
   const auto asked = requests(model.config.tokenizer_vocab, {5, 33, 18}, 4);
   Running running(model, on_cuda(Precision::bf16, true));
   const auto together = running.answers(asked);
@@ -34,10 +37,17 @@ TEST("cuda engine: AWQ weights answer token for token as the CPU's") { check_lik
 TEST("cuda engine: deterministic mode holds for a mixture of experts") { check_deterministic("/test/golden/engine/moe"); }
 TEST("cuda engine: deterministic mode holds for four-bit weights") { check_deterministic("/test/golden/engine/gptq"); }
 
-TEST("cuda: int8 weights are refused in one line that names the device") {
-  FolderModel model(QE_ROOT "/test/golden/engine/dense-gqa-tied");
+TEST("cuda engine: weights rounded to int8 answer token for token as the CPU's") {
+  check_like_cpu("/test/golden/engine/dense-gqa-tied", {1, 17, 30}, 6, WeightFormat::int8);
+}
+TEST("cuda engine: deterministic mode holds for int8 weights") {
+  check_deterministic("/test/golden/engine/dense-gqa-tied", WeightFormat::int8);
+}
+
+TEST("cuda: experts of eight bits are refused when the checkpoint is opened, in one line") {
+  FolderModel model(QE_ROOT "/test/golden/engine/moe");
   model.config.weights = WeightFormat::int8;
-  CHECK_THROWS("int8 weights cannot run on this device (sm_80 bf16)", Running(model, on_cuda(Precision::bf16)));
+  CHECK_THROWS("experts on CUDA are plain matrices", Running(model, on_cuda(Precision::bf16)));
 }
 
 }  // namespace

@@ -18,15 +18,16 @@ constexpr std::size_t kScratchRows = 64;
 /** From so many rows on cuBLASLt takes the products. */
 constexpr std::size_t kLibraryRows = 64;
 
-/** Above so many rows a four-bit matrix is unpacked for the tensor cores. */
+/** Above so many rows a packed matrix is unpacked for the tensor cores. */
 constexpr std::size_t kUnpackRows = 32;
 
 /** Rows of a mixture of experts that share scratch memory, and one reading of the experts' weights. */
 constexpr std::size_t kMixRows = 512;
 
-Int4View view_of(const Weight& weight) {
+PackedView view_of(const Weight& weight) {
   const auto of = [](std::size_t n) { return static_cast<std::uint32_t>(n); };
-  return {static_cast<const std::uint8_t*>(weight.data), weight.scales, weight.offsets, of(weight.out), of(weight.in), of(weight.group)};
+  return {weight.data,      weight.scales,    weight.offsets, of(weight.out), of(weight.in), of(weight.group),
+          weight.packing == Packing::int4 ? 4u : 8u};
 }
 
 }  // namespace
@@ -119,9 +120,9 @@ void CudaOps::linear(const float* x, std::size_t rows, std::span<const Linear> p
   for (const Linear& part : parts) {
     const Weight& weight = *part.weight;
     const LinearPart one{weight.data, part.bias, part.y, static_cast<std::uint32_t>(weight.out), part.add};
-    if (weight.packing == Packing::int4) {
-      Call packed{.kind = Call::Kind::linear_int4, .rows = call.rows, .a = x};
-      packed.parts = {{one}, 1}, packed.int4 = view_of(weight);
+    if (weight.packing != Packing::plain) {
+      Call packed{.kind = Call::Kind::linear_packed, .rows = call.rows, .a = x};
+      packed.parts = {{one}, 1}, packed.packed = view_of(weight);
       issue(packed);
       continue;
     }
@@ -198,7 +199,7 @@ void CudaOps::run(const Call& call) {
       return cuda::embed(stream_, call.weight, call.dtype, view_.tokens, call.rows, call.width, call.y);
     case Call::Kind::rms_norm: return cuda::rms_norm(stream_, call.a, call.b, call.eps, call.rows, call.width, call.y);
     case Call::Kind::linear: return run_linear(call);
-    case Call::Kind::linear_int4: return run_int4(call);
+    case Call::Kind::linear_packed: return run_packed(call);
     case Call::Kind::attention: return run_attention(call);
     case Call::Kind::experts: return run_experts(call);
     case Call::Kind::add_gated: return cuda::add_gated(stream_, call.a, call.b, call.rows, call.width, call.y);
@@ -231,18 +232,18 @@ void CudaOps::product(const Bf16* x, std::size_t rows, std::size_t in, const Lin
 }
 
 /** The tensor cores round, and take a stretch of outputs at a time; deterministic and fp32 modes never use them here. */
-void CudaOps::run_int4(const Call& call) {
-  const Int4View& w = call.int4;
+void CudaOps::run_packed(const Call& call) {
+  const PackedView& w = call.packed;
   const LinearPart& part = call.parts.part[0];
   if (!rounds() || options_.deterministic || call.rows <= kUnpackRows)
-    return gemv_int4(stream_, w, call.a, call.rows, part.bias, part.y, part.add);
+    return gemv_packed(stream_, w, call.a, call.rows, part.bias, part.y, part.add);
   auto* rounded = reinterpret_cast<Bf16*>(rounded_.get());
   auto* unpacked = reinterpret_cast<Bf16*>(unpacked_.get());
   round_to_bf16(stream_, call.a, call.rows * w.in, rounded);
   const std::size_t stretch = unpacked_bytes_ / (w.in * 2);
   for (std::size_t first = 0; first < w.out; first += stretch) {
     const std::size_t outputs = std::min<std::size_t>(stretch, w.out - first);
-    unpack_int4(stream_, w, first, outputs, unpacked);
+    unpack(stream_, w, first, outputs, unpacked);
     const LinearPart piece{unpacked, part.bias == nullptr ? nullptr : part.bias + first, part.y + first,
                            static_cast<std::uint32_t>(outputs), part.add, w.out};
     product(rounded, call.rows, w.in, piece);

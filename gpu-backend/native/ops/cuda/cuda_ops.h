@@ -30,7 +30,7 @@ struct CudaOptions {
 
 /** One call of the model, as recorded for a graph. */
 struct Call {
-  enum class Kind : std::uint8_t { embed, rms_norm, linear, linear_int4, rope_and_store, attention, silu_mul, experts, add_gated };
+  enum class Kind : std::uint8_t { embed, rms_norm, linear, linear_packed, rope_and_store, attention, silu_mul, experts, add_gated };
   Kind kind{};
   DType dtype{};
   float eps = 0;
@@ -39,7 +39,7 @@ struct Call {
   const float *a = nullptr, *b = nullptr;
   float *y = nullptr, *z = nullptr;
   LinearParts parts{};
-  Int4View int4{};
+  PackedView packed{};
   ExpertsView mixture{};
   bool renormalise = false;
   bool operator==(const Call&) const = default;
@@ -70,7 +70,9 @@ class CudaOps final : public Ops {
   [[nodiscard]] Stream stream() const { return stream_; }
 
   Weight upload_matrix(const TensorView& tensor) override;
+  Weight upload_int8(const TensorView& tensor) override;
   Weight upload_int4(const Int4Matrix& matrix) override;
+  void accept(const Experts& experts) override { table_of(experts); }
   Buffer upload_vector(const TensorView& tensor) override;
   Buffer allocate(std::size_t floats) override;
   void allocate_kv(const AttentionShape& shape, std::size_t blocks) override;
@@ -119,7 +121,8 @@ class CudaOps final : public Ops {
   void run(const Call& call);
   void run_linear(const Call& call);
   void product(const Bf16* x, std::size_t rows, std::size_t in, const LinearPart& part);
-  void run_int4(const Call& call);
+  void run_packed(const Call& call);
+  void* place(const void* from, std::size_t bytes);
   void run_attention(const Call& call);
   void run_experts(const Call& call);
   const ExpertWeights* table_of(const Experts& experts);

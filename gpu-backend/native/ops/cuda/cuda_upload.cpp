@@ -12,7 +12,7 @@ namespace qe::cuda {
 namespace {
 
 constexpr std::size_t kStagingBytes = std::size_t{16} << 20;
-/** Of a four-bit matrix that is unpacked for the tensor cores, at a time. */
+/** Of a packed matrix that is unpacked for the tensor cores, at a time; of a plain one that is rounded. */
 constexpr std::size_t kUnpackBytes = std::size_t{32} << 20;
 
 }  // namespace
@@ -76,16 +76,41 @@ Weight CudaOps::upload_matrix(const TensorView& tensor) {
   return {weights_.back().get(), tensor.dtype, tensor.shape.at(0), tensor.shape.at(1)};
 }
 
+void* CudaOps::place(const void* from, std::size_t bytes) {
+  weights_.push_back(device_memory(bytes));
+  upload(weights_.back().get(), static_cast<const std::byte*>(from), bytes);
+  return weights_.back().get();
+}
+
+/** The stored weights pass through a buffer on the device, a stretch at a time, and are rounded there. */
+Weight CudaOps::upload_int8(const TensorView& tensor) {
+  const std::size_t out = tensor.shape.at(0), in = tensor.shape.at(1), bytes = in * size_of(tensor.dtype);
+  std::size_t group = 128;
+  while (group >= 32 && in % group != 0) group /= 2;
+  if (group < 32) return upload_matrix(tensor);
+  weights_.push_back(device_memory(out * in));
+  auto* q = reinterpret_cast<std::int8_t*>(weights_.back().get());
+  weights_.push_back(device_memory(out * in / group * sizeof(float)));
+  auto* scales = reinterpret_cast<float*>(weights_.back().get());
+  grow(unpacked_, unpacked_bytes_, std::max(std::min(out * bytes, kUnpackBytes), std::max(bytes, in * 2)));
+  const std::size_t stretch = unpacked_bytes_ / bytes;
+  for (std::size_t first = 0; first < out; first += stretch) {
+    const std::size_t outputs = std::min(stretch, out - first);
+    upload(unpacked_.get(), tensor.data + first * bytes, outputs * bytes);
+    for (Stream copy : copies_) synchronize(copy);
+    round_to_int8(stream_, unpacked_.get(), tensor.dtype, outputs * in, group, q + first * in, scales + first * in / group);
+    synchronize(stream_);
+  }
+  Weight weight{.data = q, .out = out, .in = in, .packing = Packing::int8, .group = group};
+  weight.scales = scales;
+  return weight;
+}
+
 Weight CudaOps::upload_int4(const Int4Matrix& matrix) {
-  const auto place = [&](const void* from, std::size_t bytes) {
-    weights_.push_back(device_memory(bytes));
-    upload(weights_.back().get(), static_cast<const std::byte*>(from), bytes);
-    return weights_.back().get();
-  };
   Weight weight{.out = matrix.out, .in = matrix.in, .packing = Packing::int4, .group = matrix.group};
   weight.data = place(matrix.nibbles.data(), matrix.nibbles.size());
-  weight.scales = reinterpret_cast<const float*>(place(matrix.scales.data(), matrix.scales.size() * sizeof(float)));
-  weight.offsets = reinterpret_cast<const float*>(place(matrix.offsets.data(), matrix.offsets.size() * sizeof(float)));
+  weight.scales = static_cast<const float*>(place(matrix.scales.data(), matrix.scales.size() * sizeof(float)));
+  weight.offsets = static_cast<const float*>(place(matrix.offsets.data(), matrix.offsets.size() * sizeof(float)));
   grow(unpacked_, unpacked_bytes_, std::max(std::min(matrix.out * matrix.in * 2, kUnpackBytes), matrix.in * 2));
   return weight;
 }

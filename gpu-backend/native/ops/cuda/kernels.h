@@ -96,16 +96,19 @@ void gemm(Stream stream, const Bf16* x, std::size_t rows, std::size_t in, const 
 /** y[row] += bias; y: [rows][stride] */
 void add_bias(Stream stream, const float* bias, std::size_t rows, std::size_t width, std::size_t stride, float* y);
 
-/** A four-bit matrix on the device, laid out as packed.cu says. */
-struct Int4View {
-  const std::uint8_t* nibbles;    // [out][in / 2]
-  const float *scales, *offsets;  // [out][in / group]
+/** A matrix of four or eight bits on the device, laid out as packed.cu says. */
+struct PackedView {
+  const void* data;               // [out][in * bits / 8]
+  const float *scales, *offsets;  // [out][in / group]; no offsets with eight bits
   std::uint32_t out, in, group;   // group: a multiple of 32 that divides `in`
-  bool operator==(const Int4View&) const = default;
+  std::uint32_t bits;
+  bool operator==(const PackedView&) const = default;
 };
-void gemv_int4(Stream stream, const Int4View& w, const float* x, std::size_t rows, const float* bias, float* y, bool add);
+void gemv_packed(Stream stream, const PackedView& w, const float* x, std::size_t rows, const float* bias, float* y, bool add);
 /** Outputs [first, first + outputs) as bf16, [outputs][in]. */
-void unpack_int4(Stream stream, const Int4View& w, std::size_t first, std::size_t outputs, Bf16* to);
+void unpack(Stream stream, const PackedView& w, std::size_t first, std::size_t outputs, Bf16* to);
+/** Of `count` weights, whole groups: q [count], scales [count / group]. */
+void round_to_int8(Stream stream, const void* weight, DType dtype, std::size_t count, std::size_t group, std::int8_t* q, float* scales);
 
 struct ExpertWeights {
   const void *gate, *up, *down;  // [inner][hidden] twice, [hidden][inner]

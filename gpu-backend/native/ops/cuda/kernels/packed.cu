@@ -36,7 +36,7 @@ __device__ __forceinline__ void load_run(const PackedView& w, std::size_t output
 }
 
 template <unsigned Bits, unsigned Rows>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWarps * 32, Rows == 1 ? 10 : 5)  // as many blocks at once as need no spills
     gemv_packed_kernel(PackedView w, const float* x, unsigned rows, const float* bias, float* y, bool add) {
   const unsigned output = blockIdx.x * kWarps + threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.y * Rows;
   if (output >= w.out) return;

@@ -27,40 +27,93 @@ export async function* generate(
   request: GenerateRequest,
   signal: AbortSignal,
 ): AsyncGenerator<GenerateEvent[]> {
-  const silent = new AbortController()
-  const response = await call(
-    env,
-    '/v1/generate',
-    { method: 'POST', body: JSON.stringify(request) },
-    AbortSignal.any([signal, silent.signal]),
-    firstTokenMs(env),
-  )
-  if (response.body === null) throw unavailable('answered without a body')
+  const watch = new Watch(signal, firstTokenMs(env))
   let open = request.sampling.n ?? 1
-  let heard_ms = Date.now()
-  const watch = setInterval(() => {
-    if (Date.now() - heard_ms > silence_ms_max) silent.abort()
-  }, 1_000)
   try {
+    const response = await call(env, '/v1/generate', { method: 'POST', body: JSON.stringify(request) }, watch)
+    if (response.body === null) throw unavailable('answered without a body')
+    watch.answered(silence_ms_max)
     for await (const events of readSse(response.body)) {
-      heard_ms = Date.now()
+      watch.heard()
       if (events.length === 0) continue
       const batch: GenerateEvent[] = []
       for (const { event, data } of events) {
         if (event === 'error') throw fromWire(data, 500)
-        batch.push(JSON.parse(data) as GenerateEvent)
+        const parsed = JSON.parse(data) as GenerateEvent
+        if (isFinish(parsed)) open--
+        batch.push(parsed)
       }
-      open -= batch.filter(isFinish).length
       yield batch
       if (open === 0) return
     }
   } catch (cause) {
-    if (silent.signal.aborted) throw unavailable('fell silent', cause)
-    throw asApiError(cause, signal)
+    throw watch.asApiError(cause)
   } finally {
-    clearInterval(watch)
+    watch.end()
   }
   throw unavailable('ended its answer early')
+}
+
+/** One signal and one timer for a call: aborted when its caller leaves, or when the backend is silent for too long. */
+class Watch {
+  readonly #signal: AbortSignal
+  readonly #abort = new AbortController()
+  readonly #leave = () => this.#abort.abort()
+  #timer: number
+  #heard_ms = Date.now()
+  #silence_ms_max: number
+  #what = 'did not answer in time'
+  #silent = false
+
+  constructor(signal: AbortSignal, silence_ms_max: number) {
+    this.#signal = signal
+    this.#silence_ms_max = silence_ms_max
+    signal.addEventListener('abort', this.#leave)
+    if (signal.aborted) this.#leave()
+    this.#timer = this.#wake(silence_ms_max)
+  }
+
+  get signal(): AbortSignal {
+    return this.#abort.signal
+  }
+
+  heard(): void {
+    this.#heard_ms = Date.now()
+  }
+
+  /** It has answered; from now on it may be silent so long. */
+  answered(silence_ms_max: number): void {
+    this.heard()
+    this.#what = 'fell silent'
+    this.#silence_ms_max = silence_ms_max
+    clearTimeout(this.#timer)
+    this.#timer = this.#wake(silence_ms_max)
+  }
+
+  end(): void {
+    clearTimeout(this.#timer)
+    this.#signal.removeEventListener('abort', this.#leave)
+  }
+
+  /** What a failed call means. */
+  asApiError(cause: unknown): ApiError {
+    if (cause instanceof ApiError) return cause
+    if (this.#silent) return unavailable(this.#what, cause)
+    if (this.#signal.aborted) return new ApiError('request_cancelled', 'The caller went away.', { cause })
+    return unavailable('cannot be reached', cause)
+  }
+
+  /** Being heard moves no timer; one that ends goes on, a second at most. */
+  #wake(wait_ms: number): number {
+    return setTimeout(() => {
+      const rest_ms = this.#heard_ms + this.#silence_ms_max - Date.now()
+      if (rest_ms > 0) this.#timer = this.#wake(rest_ms)
+      else {
+        this.#silent = true
+        this.#abort.abort()
+      }
+    }, Math.min(wait_ms, 1_000))
+  }
 }
 
 /** Longest wait for a first token: a full queue and a long prefill before it. */
@@ -75,15 +128,8 @@ export async function cancel(
   requestId: string,
   index: number | null = null,
 ): Promise<TokenUsage | null> {
-  const signal = new AbortController().signal
-  const response = await call(
-    env,
-    `/v1/generate/${encodeURIComponent(requestId)}/cancel${index === null ? '' : `?index=${index}`}`,
-    { method: 'POST' },
-    signal,
-    probe_ms,
-  )
-  return (await response.json<CancelResponse>()).usage
+  const path = `/v1/generate/${encodeURIComponent(requestId)}/cancel${index === null ? '' : `?index=${index}`}`
+  return (await ask<CancelResponse>(env, path, { method: 'POST' }, probe_ms)).usage
 }
 
 /** Computes a prompt into the prefix cache; answers when it is there. */
@@ -93,7 +139,7 @@ export async function warmPrefix(
   signal: AbortSignal,
 ): Promise<PrefixResponse> {
   const body = JSON.stringify(request)
-  return (await call(env, '/v1/prefixes', { method: 'POST', body }, signal, firstTokenMs(env))).json()
+  return ask(env, '/v1/prefixes', { method: 'POST', body }, firstTokenMs(env), signal)
 }
 
 /** Whether generations would be served, and by the model whose tokens this gateway speaks. */
@@ -101,9 +147,8 @@ export async function backendState(
   env: Env,
   card: ModelCard,
 ): Promise<'ready' | 'unreachable' | 'loading' | 'other model'> {
-  const signal = new AbortController().signal
   try {
-    const running = await (await call(env, '/v1/model', {}, signal, probe_ms)).json<ModelCard>()
+    const running = await ask<ModelCard>(env, '/v1/model', {}, probe_ms)
     const ready = await fetch(`${env.BACKEND_URL}/ready`, { signal: AbortSignal.timeout(probe_ms) })
     await ready.body?.cancel()
     if (!ready.ok) return 'loading'
@@ -113,33 +158,35 @@ export async function backendState(
   }
 }
 
-async function call(
-  env: Env,
-  path: string,
-  init: RequestInit,
-  signal: AbortSignal,
-  wait_ms: number,
-): Promise<Response> {
-  const waiting = new AbortController()
-  const timer = setTimeout(() => waiting.abort(), wait_ms)
-  let response: Response
-  try {
-    response = await fetch(env.BACKEND_URL + path, {
-      ...init,
-      headers: { authorization: `Bearer ${env.BACKEND_SECRET}`, 'content-type': 'application/json' },
-      signal: AbortSignal.any([signal, waiting.signal]),
-      redirect: 'manual',
-    })
-  } catch (cause) {
-    if (waiting.signal.aborted) throw unavailable('did not answer in time', cause)
-    throw asApiError(cause, signal)
-  } finally {
-    clearTimeout(timer)
-  }
+async function call(env: Env, path: string, init: RequestInit, watch: Watch): Promise<Response> {
+  const response = await fetch(env.BACKEND_URL + path, {
+    ...init,
+    headers: { authorization: `Bearer ${env.BACKEND_SECRET}`, 'content-type': 'application/json' },
+    signal: watch.signal,
+    redirect: 'manual',
+  })
   if (response.ok) return response
   const text = await response.text()
   if (response.status === 401) throw unavailable("refused the gateway's secret")
   throw fromWire(text, response.status, response.headers.get('retry-after'))
+}
+
+/** Calls and reads the JSON answer. */
+async function ask<T>(
+  env: Env,
+  path: string,
+  init: RequestInit,
+  wait_ms: number,
+  signal: AbortSignal = new AbortController().signal,
+): Promise<T> {
+  const watch = new Watch(signal, wait_ms)
+  try {
+    return await (await call(env, path, init, watch)).json<T>()
+  } catch (cause) {
+    throw watch.asApiError(cause)
+  } finally {
+    watch.end()
+  }
 }
 
 const unavailable = (what: string, cause?: unknown) =>
@@ -147,12 +194,6 @@ const unavailable = (what: string, cause?: unknown) =>
     retryAfterS: retry_after_s,
     cause,
   })
-
-function asApiError(cause: unknown, signal: AbortSignal): ApiError {
-  if (cause instanceof ApiError) return cause
-  if (signal.aborted) return new ApiError('request_cancelled', 'The caller went away.', { cause })
-  return unavailable('cannot be reached', cause)
-}
 
 function fromWire(text: string, status: number, retryAfter: string | null = null): ApiError {
   try {

@@ -69,7 +69,9 @@ async function flight(c: Context<AppEnv>, shared: boolean): Promise<Response> {
 /** Aborted by the platform, or by `leave` when writing to the caller shows that nobody is there. */
 export function whileListening(c: Context<AppEnv>): { signal: AbortSignal; leave: () => void } {
   const gone = new AbortController()
-  return { signal: AbortSignal.any([c.req.raw.signal, gone.signal]), leave: () => gone.abort() }
+  const leave = () => gone.abort()
+  c.req.raw.signal.addEventListener('abort', leave)
+  return { signal: gone.signal, leave }
 }
 
 const kept = (c: Context<AppEnv>, deltas: Deltas, key: string): Deltas =>

@@ -51,19 +51,15 @@ async function* generate(
   context: GenerationContext,
   settle: (usage: Promise<TokenUsage | null>) => void,
 ): Deltas {
-  const stopped = new AbortController()
   const { emitted = [] } = context
-  const events = backend.generate(
-    context.env,
-    wireRequest(continued(prompt, emitted), context),
-    AbortSignal.any([context.signal, stopped.signal]),
-  )
+  const request = wireRequest(continued(prompt, emitted), context)
+  const events = backend.generate(context.env, request, context.signal)
   let running = true
   try {
     for await (const batch of events) {
       const deltas = answers.push(batch)
       const stopping = answers.newlyStopped()
-      if (answers.over && !deltas.some(isFinishDelta)) deltas.push(await endAtStop(context, answers, stopped))
+      if (answers.over && !deltas.some(isFinishDelta)) deltas.push(await endAtStop(context, answers))
       else for (const index of stopping) context.defer(stopOne(context, index))
       const finish = deltas.find(isFinishDelta)
       if (finish !== undefined) {
@@ -74,12 +70,9 @@ async function* generate(
       if (!running) return
     }
   } finally {
-    // An abort closes the stream, which cancels at the backend; asking by name as well covers a proxy that keeps it open,
-    // and says what was used.
-    if (running) {
-      stopped.abort()
-      settle(usedSoFar(prompt, context, answers.tokens - emitted.length))
-    }
+    // The stream is closed by now, which cancels at the backend; asking by name as well covers a proxy that keeps it
+    // open, and says what was used.
+    if (running) settle(usedSoFar(prompt, context, answers.tokens - emitted.length))
   }
 }
 
@@ -99,13 +92,8 @@ const ownShare = (usage: TokenUsage, emitted: number): TokenUsage =>
   emitted === 0 ? usage : { prompt: 0, cached: 0, completion: usage.completion - emitted }
 
 /** Stop strings ended the answers: the engine is stopped; they cost what was read until then. */
-async function endAtStop(
-  context: GenerationContext,
-  answers: Answers,
-  stopped: AbortController,
-): Promise<FinishDelta> {
+async function endAtStop(context: GenerationContext, answers: Answers): Promise<FinishDelta> {
   const used = await backend.cancel(context.env, context.requestId).catch(() => null)
-  stopped.abort()
   return answers.endedByStop(used?.cached ?? 0)
 }
 

@@ -14,44 +14,65 @@ import {
   type TokenUsage,
   type WireError,
 } from '../../src/protocol.ts'
-import { readSse } from '../../src/sse.ts'
+import { SseParser } from '../../src/sse.ts'
 
 const retry_after_s = 1
 /** Three of the backend's heartbeats: whoever is silent longer has vanished or hangs. */
 const silence_ms_max = 30_000
 const probe_ms = 2_000
 
-/** Runs one generation; each item is what one read of the stream held. Ends after each answer's finish event. */
+/**
+ * Runs one generation; each item is what one read of the stream held. Ends after each answer's finish event.
+ * @param defer work that outlives the generation
+ */
 export async function* generate(
   env: Env,
   request: GenerateRequest,
   signal: AbortSignal,
+  defer: (work: Promise<unknown>) => void,
 ): AsyncGenerator<GenerateEvent[]> {
   const watch = new Watch(signal, firstTokenMs(env))
+  const parser = new SseParser()
+  let reader: ReadableStreamDefaultReader<Uint8Array> | null = null
   let open = request.sampling.n ?? 1
   try {
     const response = await call(env, '/v1/generate', { method: 'POST', body: JSON.stringify(request) }, watch)
     if (response.body === null) throw unavailable('answered without a body')
     watch.answered(silence_ms_max)
-    for await (const events of readSse(response.body)) {
+    reader = response.body.getReader()
+    while (open > 0) {
+      const { done, value } = await reader.read()
+      if (done) throw unavailable('ended its answer early')
       watch.heard()
-      if (events.length === 0) continue
       const batch: GenerateEvent[] = []
-      for (const { event, data } of events) {
+      for (const { event, data } of parser.push(value)) {
         if (event === 'error') throw fromWire(data, 500)
         const parsed = JSON.parse(data) as GenerateEvent
         if (isFinish(parsed)) open--
         batch.push(parsed)
       }
-      yield batch
-      if (open === 0) return
+      if (batch.length > 0) yield batch
     }
   } catch (cause) {
     throw watch.asApiError(cause)
   } finally {
+    if (open === 0 && reader !== null) defer(drain(reader, watch))
+    else {
+      watch.end()
+      await reader?.cancel().catch(() => undefined)
+    }
+  }
+}
+
+/** Read to its end a connection serves again; one that is cancelled is closed. */
+async function drain(reader: ReadableStreamDefaultReader<Uint8Array>, watch: Watch): Promise<void> {
+  try {
+    if (!(await reader.read()).done) await reader.cancel()
+  } catch {
+    // It broke, or its caller left: it is closed either way.
+  } finally {
     watch.end()
   }
-  throw unavailable('ended its answer early')
 }
 
 /** One signal and one timer for a call: aborted when its caller leaves, or when the backend is silent for too long. */
@@ -105,14 +126,17 @@ class Watch {
 
   /** Being heard moves no timer; one that ends goes on, a second at most. */
   #wake(wait_ms: number): number {
-    return setTimeout(() => {
-      const rest_ms = this.#heard_ms + this.#silence_ms_max - Date.now()
-      if (rest_ms > 0) this.#timer = this.#wake(rest_ms)
-      else {
-        this.#silent = true
-        this.#abort.abort()
-      }
-    }, Math.min(wait_ms, 1_000))
+    return setTimeout(
+      () => {
+        const rest_ms = this.#heard_ms + this.#silence_ms_max - Date.now()
+        if (rest_ms > 0) this.#timer = this.#wake(rest_ms)
+        else {
+          this.#silent = true
+          this.#abort.abort()
+        }
+      },
+      Math.min(wait_ms, 1_000),
+    )
   }
 }
 

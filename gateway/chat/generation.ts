@@ -53,7 +53,7 @@ async function* generate(
 ): Deltas {
   const { emitted = [] } = context
   const request = wireRequest(continued(prompt, emitted), context)
-  const events = backend.generate(context.env, request, context.signal)
+  const events = backend.generate(context.env, request, context.signal, context.defer)
   let running = true
   try {
     for await (const batch of events) {

@@ -7,6 +7,7 @@ export class FairQueue<Item> {
   readonly #owner_max: number
   /** Whose turn it is first. */
   readonly #waiting = new Map<string, Item[]>()
+  #last: string | undefined
   #size = 0
 
   constructor(max: number, owner_max: number) {
@@ -31,14 +32,21 @@ export class FairQueue<Item> {
 
   /** The next item; its owner's next one comes after everybody else's. */
   shift(): Item | undefined {
-    for (const [owner, own] of this.#waiting) {
-      const item = own.shift()
-      this.#waiting.delete(owner)
-      if (own.length > 0) this.#waiting.set(owner, own)
-      this.#size--
-      return item
+    let [next] = this.#waiting
+    if (next === undefined) return undefined
+    if (next[0] === this.#last && this.#waiting.size > 1) {
+      // Who came while this owner had its turn goes before its next one.
+      this.#waiting.delete(next[0])
+      this.#waiting.set(...next)
+      next = [...this.#waiting][0] ?? next
     }
-    return undefined
+    const [owner, own] = next
+    const item = own.shift()
+    this.#waiting.delete(owner)
+    if (own.length > 0) this.#waiting.set(owner, own)
+    this.#last = owner
+    this.#size--
+    return item
   }
 
   /** Takes out those the test holds for. */

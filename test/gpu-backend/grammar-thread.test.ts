@@ -106,7 +106,7 @@ it('tenants take turns: who brings much waits behind itself', async () => {
     open('c', 0),
   ])
   // One of a's had begun before the others came.
-  expect(order.join('')).toBe('aabcabab' + 'a'.repeat(16))
+  expect(order.join('')).toBe('abcabab' + 'a'.repeat(17))
 })
 
 it('a thread that nobody needs ends, by time or by word, and the next grammar starts it again', async () => {

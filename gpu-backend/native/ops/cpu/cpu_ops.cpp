@@ -130,9 +130,9 @@ void CpuOps::gated(const float* x, std::size_t rows, const Linear& gate, const L
 }
 
 std::size_t CpuOps::run_length(std::size_t outputs, std::size_t in, std::size_t rows) const {
-  const std::size_t shares = rows > kernels_.rows_of_few_runs ? 2 : 6;
-  const std::size_t wanted = threads() == 1 ? 1 : std::size_t{threads()} * shares;
-  return std::max(div_up(outputs, wanted), div_up(kWorthSharing, in * std::max<std::size_t>(rows, 1)));
+  const std::size_t wanted = threads() == 1 ? 1 : std::size_t{threads()} * 6;
+  const std::size_t worth = div_up(kWorthSharing, in * std::max<std::size_t>(rows, 1));
+  return std::max({div_up(outputs, wanted), worth, rows > 4 * kPackRows ? kernels_.outputs_least : 1});
 }
 
 void CpuOps::add_runs(const Matmul& job, const Projection& part, const std::optional<Projection>& up,
@@ -185,7 +185,9 @@ void CpuOps::rope_and_store(std::size_t layer, float* q, float* k, const float* 
       x[i + half] = b * cosine[i] + a * sine[i];
     }
   };
-  const std::size_t chunk = std::max<std::size_t>(1, kWorthSharing / 8 / (shape_.heads * dim));
+  // In prefill whole blocks, whose keys share cache lines.
+  const std::size_t least = batch_->rows() >= kBlockSize * threads() ? kBlockSize : 1;
+  const std::size_t chunk = std::max(least, kWorthSharing / 8 / (shape_.heads * dim));
   pool_.for_each(div_up(batch_->rows(), chunk), [&](std::size_t part) {
     for (std::size_t row = part * chunk; row < std::min(batch_->rows(), (part + 1) * chunk); ++row) {
       const float* cosine = cosine_.data() + row * half;

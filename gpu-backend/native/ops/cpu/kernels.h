@@ -62,8 +62,8 @@ struct Kernels {
   std::string_view level;
   /** Runs of outputs should begin at multiples of it. */
   std::size_t outputs_step;
-  /** With more rows, each run of outputs reads all of them from afar: fewer runs are better then. */
-  std::size_t rows_of_few_runs;
+  /** Outputs of a run at least, where rows are many: each run reads all of x from afar. */
+  std::size_t outputs_least;
   /** Bytes of each kPackRows rows of x in the form that matmul wants beside such weights; 0: it reads x as it is. */
   std::size_t (*packed_bytes)(const Matmul&, const Projection&);
   /** Writes rows [kPackRows * block, ...) of that form at its place in `to`, which is aligned to 64 bytes. */

@@ -28,7 +28,7 @@ const Kernels& kernels() {
       .level = QE_LEVEL_NAME,
 #if defined(QE_AMX)
       .outputs_step = 32,
-      .rows_of_few_runs = 64,
+      .outputs_least = 224,
       .packed_bytes = packed_bytes,
       .pack = pack,
       .matmul = amx_matmul,
@@ -36,7 +36,7 @@ const Kernels& kernels() {
       .gated = amx_gated,
 #else
       .outputs_step = 12,
-      .rows_of_few_runs = SIZE_MAX,
+      .outputs_least = 1,
       .packed_bytes = [](const Matmul&, const Projection&) { return std::size_t{0}; },
       .pack = [](const Matmul&, const Projection&, std::size_t, std::byte*) {},
       .matmul = matmul,

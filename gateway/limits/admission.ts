@@ -6,7 +6,7 @@
 import type { TokenUsage } from '../../src/protocol.ts'
 import * as backend from '../chat/backend.ts'
 import type { Caller } from '../keys/identify.ts'
-import { knownUnmetered } from './lease.ts'
+import { keepTokens, knownUnmetered, takeTokens, type TakenHere } from './lease.ts'
 import { limitHeaders, noLimits, notActive, refusal, tooLarge } from './limit-headers.ts'
 import { model } from '../model.ts'
 import { noteBegun, noteEnded } from './notes.ts'
@@ -41,6 +41,9 @@ export async function admit(
   const use = useOf(prompt, caller)
   if (knownUnmetered(caller.tenantId, use)) return unasked(prompt, tenant, use, { requestId, caller, defer })
   const { max_tokens, min_tokens, n } = prompt.sampling
+  const own = takeTokens(caller.tenantId, use, prompt.tokenIds.length + n * max_tokens)
+  if (own.taken !== null) return unasked(prompt, tenant, use, { requestId, caller, defer }, own)
+  const asked_ms = Date.now()
   const ask = {
     prompt_tokens: prompt.tokenIds.length,
     max_tokens: prompt.openEnded ? null : n * max_tokens,
@@ -49,14 +52,19 @@ export async function admit(
   }
   let admitted: AdmitResult
   try {
-    admitted = await tenant.admit(requestId, use, ask)
+    admitted = await tenant.admit(requestId, use, ask, own.wanted)
   } catch (cause) {
     throw noLimits(cause)
   }
   if (admitted.standing !== 'active') throw notActive(admitted.standing)
   if (admitted.denial !== null && admitted.too_large)
     throw tooLarge(admitted.denial, ask.prompt_tokens + (ask.max_tokens ?? ask.least_tokens))
-  const headers = limitHeaders(admitted.snapshot)
+  const { lease, snapshot } = admitted
+  const headers = limitHeaders(
+    lease === null
+      ? snapshot
+      : keepTokens(caller.tenantId, tenant, use, lease, { asked_ms, snapshot }, defer),
+  )
   if (admitted.denial !== null) {
     const error = refusal(admitted.denial)
     Object.assign(error.headers, headers)
@@ -94,18 +102,20 @@ export async function settleLeft(
   }
 }
 
-/** What no limit can refuse begins at once; its tenant's object hears of it beside the answer. */
+/** What no limit can refuse, or was leased, begins at once; its tenant's object hears of it beside the answer. */
 function unasked(
   prompt: Prompt,
   tenant: DurableObjectStub<Tenant>,
   use: Use,
   { requestId, caller, defer }: Omit<AdmissionContext, 'env'>,
+  leased?: TakenHere,
 ): Admission {
-  noteBegun(caller.tenantId, tenant, { requestId, use, prompt_tokens: prompt.tokenIds.length }, defer)
+  const begun = { requestId, use, prompt_tokens: prompt.tokenIds.length }
+  noteBegun(caller.tenantId, tenant, leased ? { ...begun, taken: leased.taken } : begun, defer)
   const stopRenewal = renew(tenant, requestId)
   return {
     prompt,
-    headers: {},
+    headers: leased ? limitHeaders(leased.snapshot) : {},
     settle: async (usage) => {
       stopRenewal()
       noteEnded(caller.tenantId, tenant, { requestId, use, usage }, defer)

@@ -1,8 +1,8 @@
 /**
- * What one isolate counts by itself: request units leased from a tenant's object, so that most requests of a busy key
- * ask nobody, and the requests and hits that it reports twice a second.
+ * What one isolate counts by itself: requests and tokens leased from a tenant's object, so that most requests of a busy
+ * key ask nobody, and the requests and hits that it reports twice a second.
  *
- * An isolate asks for as many units as the key used here in the last second; a quiet key gets none and every request
+ * An isolate asks for as many units as the key used here in the last second, and for tokens beside a generation's own; a quiet key gets none and every request
  * asks. A lease is used for one second from when it was asked for (so no clock but this one matters) and goes back
  * with the next report, so unused units are withheld from others for about a second. An isolate that dies with a lease
  * withholds it for a minute and loses up to half a second of request counts (never tokens: those are settled by the
@@ -10,7 +10,7 @@
  */
 import { lease_ms, type Remaining } from './limits.ts'
 import type { Tenant } from './tenant.ts'
-import type { CountResult, Snapshot, Use } from './tenant-record.ts'
+import type { CountResult, LeaseGrant, Snapshot, Taken, Use } from './tenant-record.ts'
 import type { RequestCounts } from './usage-book.ts'
 
 const report_ms = 500
@@ -31,13 +31,15 @@ interface Held {
 
 interface Demand {
   second: number
-  now: number
-  before: number
+  now: { calls: number; units: number }
+  before: { calls: number; units: number }
 }
 
 interface Local {
   leases: Map<string, Held>
   demand: Map<string, Demand>
+  tokenLeases: Map<string, Held>
+  tokenDemand: Map<string, Demand>
   returned: { id: string; used: number }[]
   counts: Map<string, RequestCounts>
   /** Reports that got no answer: they are made again as they were, lest what was heard count twice. */
@@ -65,11 +67,11 @@ export async function countRequest(tenantId: string, tenant: TenantStub, use: Us
   const held = local.leases.get(scope)
   if (held !== undefined && held.used < held.units && now_ms < held.until_ms) {
     held.used++
-    noteDemand(local, scope, now_ms)
+    noteDemand(local.demand, scope, now_ms)
     return { standing: 'active', denial: null, snapshot: left(held), lease: null, unmetered: held.unmetered }
   }
-  if (held !== undefined) retire(local, scope, held)
-  const wanted = noteDemand(local, scope, now_ms)
+  if (held !== undefined) retire(local, local.leases, scope)
+  const wanted = noteDemand(local.demand, scope, now_ms)
   const returned = local.returned.splice(0)
   let counted: CountResult
   try {
@@ -85,8 +87,7 @@ export async function countRequest(tenantId: string, tenant: TenantStub, use: Us
   // The report may have put the old one away in the meantime.
   const here = localOf(tenantId)
   const { id, units } = counted.lease
-  const other = here.leases.get(scope)
-  if (other !== undefined) retire(here, scope, other)
+  retire(here, here.leases, scope)
   const lease = { id, units, used: 0, until_ms: now_ms + lease_ms, snapshot, unmetered }
   here.leases.set(scope, lease)
   return { ...counted, snapshot: left(lease) }
@@ -96,6 +97,46 @@ export async function countRequest(tenantId: string, tenant: TenantStub, use: Us
 export function knownUnmetered(tenantId: string, { key_id, model }: Use): boolean {
   const until_ms = tenants.get(tenantId)?.unmetered.get(`${key_id} ${model}`)
   return until_ms !== undefined && Date.now() < until_ms
+}
+
+export interface TakenHere {
+  taken: Taken
+  snapshot: Snapshot
+}
+
+/** One generation's tokens out of a lease; null: its tenant's object must be asked, also for `wanted` tokens ahead. */
+export function takeTokens(
+  tenantId: string,
+  use: Use,
+  tokens: number,
+): TakenHere | { taken: null; wanted: number } {
+  const local = localOf(tenantId)
+  const now_ms = Date.now()
+  const scope = `${use.key_id} ${use.model}`
+  const wanted = noteDemand(local.tokenDemand, scope, now_ms, tokens)
+  const held = local.tokenLeases.get(scope)
+  if (held === undefined || now_ms >= held.until_ms || held.used + tokens > held.units)
+    return { taken: null, wanted }
+  held.used += tokens
+  return { taken: { lease: held.id, tokens }, snapshot: leftTokens(held) }
+}
+
+/** @param asked_ms when it was asked for */
+export function keepTokens(
+  tenantId: string,
+  tenant: TenantStub,
+  use: Use,
+  { id, units }: LeaseGrant,
+  { asked_ms, snapshot }: { asked_ms: number; snapshot: Snapshot },
+  defer: (work: Promise<unknown>) => void,
+): Snapshot {
+  const local = localOf(tenantId)
+  const scope = `${use.key_id} ${use.model}`
+  retire(local, local.tokenLeases, scope)
+  const held = { id, units, used: 0, until_ms: asked_ms + lease_ms, snapshot, unmetered: false }
+  local.tokenLeases.set(scope, held)
+  promiseReport(tenantId, tenant, local, defer)
+  return leftTokens(held)
 }
 
 /** Notes an answered request for the usage report, and sees that one will be sent. */
@@ -110,6 +151,15 @@ export function noteRequest(
   const counts = countsOf(local, use)
   counts.requests++
   if (hit) counts.hits++
+  promiseReport(tenantId, tenant, local, defer)
+}
+
+function promiseReport(
+  tenantId: string,
+  tenant: TenantStub,
+  local: Local,
+  defer: (work: Promise<unknown>) => void,
+): void {
   const now_ms = Date.now()
   if (local.report_due_ms > now_ms - report_lost_ms) return
   local.report_due_ms = now_ms + report_ms
@@ -120,15 +170,19 @@ async function report(tenantId: string, tenant: TenantStub, local: Local): Promi
   for (;;) {
     await scheduler.wait(report_ms)
     const now_ms = Date.now()
-    for (const [scope, held] of local.leases) if (now_ms >= held.until_ms) retire(local, scope, held)
+    for (const leases of [local.leases, local.tokenLeases])
+      for (const [scope, held] of leases) if (now_ms >= held.until_ms) retire(local, leases, scope)
     local.report_due_ms = now_ms + report_ms
     if (!(await sendReports(tenant, local))) break
-    if (local.leases.size === 0 && local.counts.size === 0) break
+    if (holdsNothing(local)) break
   }
   local.report_due_ms = 0
-  const isIdle = local.leases.size === 0 && local.counts.size === 0 && local.returned.length === 0
-  if (isIdle && local.unheard.length === 0) tenants.delete(tenantId)
+  if (holdsNothing(local) && local.returned.length === 0 && local.unheard.length === 0)
+    tenants.delete(tenantId)
 }
+
+const holdsNothing = ({ leases, tokenLeases, counts }: Local): boolean =>
+  leases.size === 0 && tokenLeases.size === 0 && counts.size === 0
 
 /** The earlier ones first. @returns false where one was not heard: it goes with the next. */
 async function sendReports(tenant: TenantStub, local: Local): Promise<boolean> {
@@ -155,6 +209,8 @@ function localOf(tenantId: string): Local {
     local = {
       leases: new Map(),
       demand: new Map(),
+      tokenLeases: new Map(),
+      tokenDemand: new Map(),
       returned: [],
       counts: new Map(),
       unheard: [],
@@ -176,28 +232,39 @@ function countsOf(local: Local, { key_id, model, template }: Use): RequestCounts
   return counts
 }
 
-function retire(local: Local, scope: string, { id, used }: Held): void {
-  local.leases.delete(scope)
-  local.returned.push({ id, used })
+/** It goes back with the next report. */
+function retire(local: Local, leases: Map<string, Held>, scope: string): void {
+  const held = leases.get(scope)
+  if (held === undefined) return
+  leases.delete(scope)
+  local.returned.push({ id: held.id, used: held.used })
 }
 
-/** Counts this request; gives how many to ask for ahead, from the busier of this second and the last. */
-function noteDemand(local: Local, scope: string, now_ms: number): number {
+/** Counts this request; gives how many units to ask for ahead, from the busier of this second and the last. */
+function noteDemand(demands: Map<string, Demand>, scope: string, now_ms: number, units = 1): number {
   const second = Math.floor(now_ms / 1000)
-  const known = local.demand.get(scope) ?? { second, now: 0, before: 0 }
+  const none = () => ({ calls: 0, units: 0 })
+  const known = demands.get(scope) ?? { second, now: none(), before: none() }
   if (known.second !== second) {
-    known.before = known.second === second - 1 ? known.now : 0
-    known.now = 0
+    known.before = known.second === second - 1 ? known.now : none()
+    known.now = none()
     known.second = second
   }
-  known.now++
-  local.demand.set(scope, known)
-  const demand = Math.max(known.now, known.before)
-  return demand < busy ? 0 : demand
+  known.now.calls++
+  known.now.units += units
+  demands.set(scope, known)
+  const isBusy = Math.max(known.now.calls, known.before.calls) >= busy
+  return isBusy ? Math.max(known.now.units, known.before.units) : 0
 }
 
 /** The units still held here are debited already, but they are this caller's. */
-function left({ snapshot: { requests, tokens }, units, used }: Held): Snapshot {
-  const more = (state: Remaining) => ({ ...state, remaining: state.remaining + units - used })
-  return { requests: requests === null ? null : more(requests), tokens }
-}
+const left = ({ snapshot: { requests, tokens }, units, used }: Held): Snapshot => ({
+  requests: more(requests, units - used),
+  tokens,
+})
+const leftTokens = ({ snapshot: { requests, tokens }, units, used }: Held): Snapshot => ({
+  requests,
+  tokens: more(tokens, units - used),
+})
+const more = (state: Remaining | null, units: number): Remaining | null =>
+  state === null ? null : { ...state, remaining: state.remaining + units }

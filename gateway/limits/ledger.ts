@@ -21,9 +21,12 @@ import {
   type Reservation,
   type Scope,
 } from './limits.ts'
-import type { LeaseGrant, Use } from './tenant-record.ts'
+import { abandonTokens, claim, grantTokens, returnTokens, type TokenLease } from './token-lease.ts'
+import type { LeaseGrant, Taken, Use } from './tenant-record.ts'
 
 const patience_ms = 30_000
+/** A lease is known for so long after its time: longer than isolates tell again what they got no answer to. */
+const lease_kept_ms = 15_000
 const settled_kept_ms = 600_000
 /** Of the generations that their gateways ended themselves, so many are remembered: a second end comes soon or never. */
 const ended_kept_max = 10_000
@@ -45,6 +48,7 @@ export class Ledger {
   /** Reservations made and ended since the last write. */
   readonly #unsaved = new Set<string>()
   readonly #leases = new Map<string, Lease>()
+  readonly #tokenLeases = new Map<string, TokenLease>()
   /** Orphans that the alarm settled: when. */
   readonly #settled = new Map<string, number>()
   readonly #ended = new Set<string>()
@@ -85,9 +89,25 @@ export class Ledger {
     return result
   }
 
-  begin(requestId: string, use: Use, scopes: Scope[], prompt_tokens: number, now_ms: number): void {
-    this.#keepOpen(requestId, use, begin(scopes, now_ms), prompt_tokens, now_ms)
+  /** A generation that began without asking; `taken`: out of a lease. One whose end was told first does not begin again. */
+  begin(
+    requestId: string,
+    use: Use,
+    scopes: Scope[],
+    prompt_tokens: number,
+    now_ms: number,
+    taken?: Taken,
+  ): void {
+    const lease = taken === undefined ? undefined : this.#tokenLeases.get(taken.lease)
+    const reservation =
+      taken === undefined || lease === undefined
+        ? begin(scopes, now_ms)
+        : claim(lease, taken.tokens * 1000, this.meter, now_ms)
+    if (this.#isOver(requestId)) settle(reservation, null, 0, this.meter, now_ms)
+    else this.#keepOpen(requestId, use, reservation, prompt_tokens, now_ms)
   }
+
+  #isOver = (requestId: string) => this.#settled.has(requestId) || this.#ended.has(requestId)
 
   /** One of the same id that is still open ends here: nobody else would end it. */
   #keepOpen(
@@ -115,7 +135,7 @@ export class Ledger {
   ): boolean {
     const open = this.#open.get(requestId)
     if (open === undefined) {
-      if (this.#settled.has(requestId) || this.#ended.has(requestId)) return false
+      if (this.#isOver(requestId)) return false
       this.#remembered(requestId)
       // It ended before it was told of, or this object restarted and has forgotten it: what was used still counts.
       if (usage !== null) for (const { meter } of scopes) meter.charge(milliTokens(usage, weight))
@@ -177,8 +197,23 @@ export class Ledger {
     return { id, units: lease.units }
   }
 
+  /** In whole tokens: `wanted`, or at least `least`. */
+  leaseTokens(scopes: Scope[], wanted: number, least: number, now_ms: number): LeaseGrant | null {
+    const lease = wanted >= least ? grantTokens(scopes, wanted * 1000, least * 1000, now_ms) : null
+    if (lease === null) return null
+    const id = `t${now_ms}-${++this.#leaseCount}`
+    this.#tokenLeases.set(id, lease)
+    this.touch(scopes)
+    return { id, units: Math.floor(lease.units / 1000) }
+  }
+
   returnLeases(returned: { id: string; used: number }[], now_ms: number): void {
     for (const { id, used } of returned) {
+      const tokens = this.#tokenLeases.get(id)
+      if (tokens !== undefined) {
+        returnTokens(tokens, used * 1000, this.meter)
+        this.touch(tokens.held)
+      }
       const lease = this.#leases.get(id)
       if (lease === undefined) continue
       this.#leases.delete(id)
@@ -186,7 +221,14 @@ export class Ledger {
       this.touch(lease.held)
     }
     // Whoever held these is gone; they count as used.
-    for (const [id, { until_ms }] of this.#leases) if (until_ms < now_ms - 10_000) this.#leases.delete(id)
+    for (const [id, { until_ms }] of this.#leases)
+      if (until_ms < now_ms - lease_kept_ms) this.#leases.delete(id)
+    for (const [id, lease] of this.#tokenLeases) {
+      if (lease.until_ms >= now_ms - lease_kept_ms) continue
+      this.#tokenLeases.delete(id)
+      abandonTokens(lease, this.meter)
+      this.touch(lease.held)
+    }
   }
 
   flush(): void {

@@ -10,7 +10,7 @@
  *
  * A lease hands request units to an isolate ahead of use. It is debited when granted, and booked where its last
  * moment lies, so that a late use still counts for a whole window; all leases together hold a tenth of
- * a limit at most, and none is granted that would leave less than a tenth.
+ * a limit at most, and none is granted that would leave less than a tenth. Leases of tokens: token-lease.ts.
  */
 import type { TokenUsage } from '../../src/protocol.ts'
 import { SlidingWindow, type WindowState } from './sliding-window.ts'
@@ -71,10 +71,7 @@ export type Admission =
   /** No waiting would help: the request is larger than the whole limit. */
   | { kind: 'too_large'; denial: Denial }
 
-export interface Lease {
-  units: number
-  /** After this nobody uses it. */
-  until_ms: number
+export interface Lease extends OpenLease {
   held: { id: string; slot: number }[]
 }
 
@@ -96,9 +93,34 @@ const day_ms = 86_400_000
 const concurrent_retry_ms = 1_000
 export const lease_ms = 1_000
 /** A worker's clock stands still while it computes: a lease may be used this much late. */
-const lease_late_ms = 200
-const lease_share = 10
+export const lease_late_ms = 200
+export const lease_share = 10
 const lease_units_max = 2_000
+
+export interface OpenLease {
+  /** Not yet known to be used. */
+  units: number
+  /** After this nobody uses it. */
+  until_ms: number
+}
+
+/** Leases that may still be used. */
+class Leases {
+  #open: OpenLease[] = []
+
+  sum(now_ms: number): number {
+    this.#open = this.#open.filter(({ until_ms }) => until_ms > now_ms)
+    return this.#open.reduce((sum, { units }) => sum + units, 0)
+  }
+
+  add(lease: OpenLease): void {
+    this.#open.push(lease)
+  }
+
+  end(lease: OpenLease): void {
+    this.#open = this.#open.filter((other) => other !== lease)
+  }
+}
 
 export class Meter {
   readonly requests: SlidingWindow
@@ -106,7 +128,8 @@ export class Meter {
   readonly day: Period
   readonly month: Period
   running = 0
-  #leases: { until_ms: number; units: number }[] = []
+  readonly requestLeases = new Leases()
+  readonly tokenLeases = new Leases()
 
   constructor(state?: MeterState) {
     this.requests = new SlidingWindow(minute_ms, state?.requests)
@@ -128,31 +151,30 @@ export class Meter {
   }
 
   /** Spends without asking. */
-  charge(milli: number): number {
+  charge(milli: number, ahead_ms = 0): number {
     this.day.milli += milli
     this.month.milli += milli
-    return this.tokens.add(milli)
+    return this.tokens.add(milli, ahead_ms)
   }
 
-  giveBack(milli: number, slot: number, { day, month }: Reservation): void {
+  giveBack(milli: number, slot: number, of: { day: number; month: number }): void {
     this.tokens.giveBack(slot, milli)
+    this.giveBackBudgets(milli, of)
+  }
+
+  giveBackBudgets(milli: number, { day, month }: { day: number; month: number }): void {
     if (this.day.index === day) this.day.milli -= Math.min(milli, this.day.milli)
     if (this.month.index === month) this.month.milli -= Math.min(milli, this.month.milli)
   }
 
-  leased(now_ms: number): number {
-    this.#leases = this.#leases.filter((lease) => lease.until_ms > now_ms)
-    return this.#leases.reduce((sum, lease) => sum + lease.units, 0)
+  leaseRequests(lease: OpenLease): number {
+    this.requestLeases.add(lease)
+    return this.requests.add(lease.units, lease_ms + lease_late_ms)
   }
 
-  lease(units: number, until_ms: number): number {
-    this.#leases.push({ until_ms, units })
-    return this.requests.add(units, lease_ms + lease_late_ms)
-  }
-
-  endLease(until_ms: number, units: number): void {
-    const at = this.#leases.findIndex((lease) => lease.until_ms === until_ms && lease.units === units)
-    if (at >= 0) this.#leases.splice(at, 1)
+  leaseTokens(lease: OpenLease): number {
+    this.tokenLeases.add(lease)
+    return this.charge(lease.units, lease_ms + lease_late_ms)
   }
 
   state(): MeterState {
@@ -259,15 +281,12 @@ export function grantLease(scopes: Scope[], wanted: number, now_ms: number): Lea
     if (value === null) continue
     const share = Math.floor(value / lease_share)
     const spare = value - meter.requests.used - Math.ceil(value / lease_share)
-    units = Math.min(units, share - meter.leased(now_ms), spare)
+    units = Math.min(units, share - meter.requestLeases.sum(now_ms), spare)
   }
   if (units < 1) return null
-  const until_ms = now_ms + lease_ms + lease_late_ms
-  return {
-    units,
-    until_ms,
-    held: scopes.map(({ id, meter }) => ({ id, slot: meter.lease(units, until_ms) })),
-  }
+  const lease: Lease = { units, until_ms: now_ms + lease_ms + lease_late_ms, held: [] }
+  lease.held = scopes.map(({ id, meter }) => ({ id, slot: meter.leaseRequests(lease) }))
+  return lease
 }
 
 /** A lease comes back: what was not used can be used by others. */
@@ -275,7 +294,7 @@ export function returnLease(lease: Lease, used: number, meterOf: (id: string) =>
   for (const { id, slot } of lease.held) {
     const meter = meterOf(id)
     meter.requests.giveBack(slot, lease.units - Math.min(used, lease.units))
-    meter.endLease(lease.until_ms, lease.units)
+    meter.requestLeases.end(lease)
   }
 }
 
@@ -299,7 +318,7 @@ export function remaining(scopes: Scope[], of: 'requests' | 'tokens'): Remaining
   return tightest
 }
 
-function* tokenLimits({ limits, meter }: Scope, now_ms: number) {
+export function* tokenLimits({ limits, meter }: Scope, now_ms: number) {
   const { tokens_per_minute, tokens_per_day, tokens_per_month } = limits
   if (tokens_per_minute !== null) {
     const wait = (milli: number) => meter.tokens.wait(tokens_per_minute * 1000, milli)
@@ -325,10 +344,10 @@ function turn(period: Period, index: number): void {
   period.milli = 0
 }
 
-const dayOf = (now_ms: number): number => Math.floor(now_ms / day_ms)
+export const dayOf = (now_ms: number): number => Math.floor(now_ms / day_ms)
 
 /** Months since year 0. */
-function monthOf(now_ms: number): number {
+export function monthOf(now_ms: number): number {
   const date = new Date(now_ms)
   return date.getUTCFullYear() * 12 + date.getUTCMonth()
 }

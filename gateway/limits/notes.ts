@@ -1,6 +1,6 @@
 /**
- * What an isolate tells a tenant's object of generations that no limit could have refused: that they began, and what
- * they used. Gathered for `gather_ms`, one call for all. One that began and ended meanwhile is told of once. An isolate
+ * What an isolate tells a tenant's object of generations that began without asking, since no limit could have refused
+ * them or since their tokens were leased: that they began, and what they used. Gathered for `gather_ms`, one call for all. One that began and ended meanwhile is told of once. An isolate
  * that dies with notes unsent loses those few milliseconds: a generation that began in them and whose gateway is gone
  * is stopped by its closed stream and not billed; one that was told of is settled by the object itself. A call that
  * fails is made again; the object takes a batch once.
@@ -9,12 +9,14 @@
  */
 import type { TokenUsage } from '../../src/protocol.ts'
 import type { Tenant } from './tenant.ts'
-import type { Use } from './tenant-record.ts'
+import type { Taken, Use } from './tenant-record.ts'
 
 export interface Begun {
   requestId: string
   use: Use
   prompt_tokens: number
+  /** Left out: no limit of tokens holds it. */
+  taken?: Taken
 }
 
 export interface Ended {
@@ -22,6 +24,8 @@ export interface Ended {
   use: Use
   /** null: it never ran. */
   usage: TokenUsage | null
+  /** Where its beginning was not told. */
+  taken?: Taken
 }
 
 const gather_ms = 5
@@ -44,8 +48,11 @@ export function noteBegun(tenantId: string, tenant: TenantStub, begun: Begun, de
 
 export function noteEnded(tenantId: string, tenant: TenantStub, ended: Ended, defer: Defer): void {
   const notes = notesOf(tenantId, tenant, defer)
-  const untold = notes.begun.delete(ended.requestId)
-  if (ended.usage !== null || !untold) notes.ended.push(ended)
+  const untold = notes.begun.get(ended.requestId)
+  notes.begun.delete(ended.requestId)
+  const { taken } = untold ?? {}
+  if (taken !== undefined) notes.ended.push({ ...ended, taken })
+  else if (ended.usage !== null || untold === undefined) notes.ended.push(ended)
 }
 
 function notesOf(tenantId: string, tenant: TenantStub, defer: Defer): Notes {

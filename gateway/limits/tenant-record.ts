@@ -49,9 +49,16 @@ export interface Snapshot {
   tokens: Remaining | null
 }
 
+/** Requests, or tokens. */
 export interface LeaseGrant {
   id: string
   units: number
+}
+
+/** What a generation reserved out of a lease of tokens. */
+export interface Taken {
+  lease: string
+  tokens: number
 }
 
 export type CountResult =
@@ -74,6 +81,8 @@ export type AdmitResult =
       too_large: boolean
       max_tokens: number
       snapshot: Snapshot
+      /** Tokens for the generations to come. */
+      lease: LeaseGrant | null
     }
 
 /** Whose generation it is. */

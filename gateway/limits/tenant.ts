@@ -81,20 +81,24 @@ export class Tenant extends DurableObject<Env> {
     return { standing, denial, snapshot: snapshot(scopes), lease, unmetered: isUnmetered(scopes) }
   }
 
-  /** Reserves tokens and a slot for one generation. */
-  admit(requestId: string, use: Use, ask: Ask): AdmitResult {
+  /** Reserves tokens and a slot for one generation; with `wanted` also asks for tokens ahead of use. */
+  admit(requestId: string, use: Use, ask: Ask, wanted = 0): AdmitResult {
     const standing = this.standing(use.key_id)
     if (standing !== 'active') return { standing }
     const scopes = this.#scopes(use)
-    const result = this.#ledger.admit(requestId, use, scopes, ask, Date.now())
-    this.#flushSoon()
+    const now = Date.now()
+    const result = this.#ledger.admit(requestId, use, scopes, ask, now)
     const admitted = result.kind === 'admitted'
+    const least = ask.prompt_tokens + ask.room_tokens
+    const lease = admitted ? this.#ledger.leaseTokens(scopes, wanted, least, now) : null
+    this.#flushSoon()
     return {
       standing,
       denial: admitted ? null : result.denial,
       too_large: result.kind === 'too_large',
       max_tokens: admitted ? result.max_tokens : 0,
       snapshot: snapshot(scopes),
+      lease,
     }
   }
 
@@ -111,9 +115,12 @@ export class Tenant extends DurableObject<Env> {
   note(batch: string, begun: Begun[], ended: Ended[]): void {
     const now = Date.now()
     if (!this.#taken.take(batch, now + batch_kept_ms)) return
-    for (const { requestId, use, prompt_tokens } of begun)
-      this.#ledger.begin(requestId, use, this.#scopes(use), prompt_tokens, now)
-    for (const { requestId, use, usage } of ended) this.settle(requestId, use, usage)
+    for (const { requestId, use, prompt_tokens, taken } of begun)
+      this.#ledger.begin(requestId, use, this.#scopes(use), prompt_tokens, now, taken)
+    for (const { requestId, use, usage, taken } of ended) {
+      if (taken !== undefined) this.#ledger.begin(requestId, use, this.#scopes(use), 0, now, taken)
+      this.settle(requestId, use, usage)
+    }
     this.#flushSoon()
   }
 

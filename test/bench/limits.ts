@@ -3,7 +3,8 @@
  * limit for three, a thousand times; slots under more load than they hold, counted where generations run; and for two
  * minutes 0.9, 1, 2 and 5 times a limit of requests and of tokens a minute, from one gateway and from four.
  *
- * The parts: concurrent, requests, one, four. Limits a minute are high enough for leases to be at work from four gateways.
+ * The parts: concurrent, requests, one, four, and admission: what asking for leave costs a generation, and a lease saves.
+ * Limits a minute are high enough for leases to be at work.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { freePort } from '../e2e/stack.ts'
@@ -16,7 +17,7 @@ const window_ms = 60_000
 /** More than a busy machine can serve at 5 times would measure its queues. */
 const in_flight_max = 200
 const requests_per_minute = 600
-const generations_per_minute = 120
+const generations_per_minute = 480
 const hold_ms = 20
 const [reserved_tokens, answered_tokens] = [64, 16]
 /** Taken in turn, so that each has settled when it is asked again. */
@@ -64,6 +65,7 @@ export async function run({ quick, only, say }: BenchOptions): Promise<BenchResu
     ],
     requests: () => threeOfFive(gateways, 'requests_per_minute', rounds, rounds),
     ...loads,
+    admission: () => admissionAdds(gateways, quick ? 4 : 12),
   }
   try {
     const results: BenchResult[] = []
@@ -131,6 +133,36 @@ async function slotsUnderLoad(
       unit: 'of the time',
     },
   ]
+}
+
+/** From the second second on, when leases are held. Turn by turn, so that what else the machine does meets all alike. */
+async function admissionAdds({ ports, newKey }: Gateways, seconds: number): Promise<BenchResult[]> {
+  const kinds = {
+    'no limit of tokens': {},
+    'leased tokens': { tokens_per_minute: 1e9 },
+    'asks each time': { tokens_per_minute: 1e9, concurrent: 1000 },
+  }
+  const connection = new Connection(ports[0] ?? 0)
+  const runs = await Promise.all(
+    Object.entries(kinds).map(async ([name, limits]) => ({
+      name,
+      bytes: ask(await newKey(limits), true),
+      times: [] as number[],
+    })),
+  )
+  const started = performance.now()
+  while (performance.now() - started < seconds * 1000)
+    for (const { bytes, times } of runs) {
+      const sent = performance.now()
+      await connection.exchange(bytes)
+      if (sent - started > 2_000) times.push(performance.now() - sent)
+    }
+  connection.close()
+  return runs.map(({ name, times }) => ({
+    name: `a generation of ${hold_ms} ms, ${name}: p50`,
+    value: times.toSorted((a, b) => a - b)[Math.floor(times.length / 2)] ?? NaN,
+    unit: 'ms',
+  }))
 }
 
 async function atLoads(gateways: Gateways, count: number, minutes: number): Promise<BenchResult[]> {

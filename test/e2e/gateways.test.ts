@@ -20,11 +20,13 @@ afterAll(async () => {
   await stopUpstream?.()
 })
 
+const messages = [{ role: 'user', content: 'Hello' }]
+const body = JSON.stringify({ model: 'tiny', temperature: 0, max_tokens: 16, messages })
+const fresh = { 'cache-control': 'no-store' }
+
 /** From all gateways at once, each connection as fast as it is answered. */
 async function passed(limits: Record<string, number>, seconds: number, headers: Record<string, string> = {}) {
   const authorization = `Bearer ${await gateways.newKey(limits)}`
-  const messages = [{ role: 'user', content: 'Hello' }]
-  const body = JSON.stringify({ model: 'tiny', temperature: 0, max_tokens: 16, messages })
   const target = { path: '/v1/chat/completions', headers: { authorization, ...headers }, body }
   const loads = await Promise.all(gateways.ports.map((port) => load({ ...target, port }, 3, seconds)))
   const count = (status: number) => loads.reduce((sum, { statuses }) => sum + (statuses[status] ?? 0), 0)
@@ -39,11 +41,24 @@ it('leased by four isolates, requests never pass their limit, and reach it', asy
   expect(admitted).toBeGreaterThanOrEqual(0.95 * limit)
 })
 
+it('leased by four isolates, tokens never pass their limit, and reach it', async () => {
+  const headers = { authorization: `Bearer ${await gateways.newKey({})}`, ...fresh }
+  const url = `http://127.0.0.1:${gateways.ports[0]}/v1/chat/completions`
+  const answer = await fetch(url, { method: 'POST', headers, body })
+  const { usage } = (await answer.json()) as { usage: { total_tokens: number } }
+  const limit = 80 * usage.total_tokens
+  const { admitted, refused } = await passed({ tokens_per_minute: limit }, 4, fresh)
+  expect(refused).toBeGreaterThan(0)
+  const used = admitted * usage.total_tokens
+  expect(used).toBeLessThanOrEqual(limit)
+  expect(used).toBeGreaterThanOrEqual(0.95 * limit)
+})
+
 it('no more generations run than there are slots, whoever asks', async () => {
   const peak = async () =>
     ((await (await fetch(`http://127.0.0.1:${upstream}/peak`)).json()) as { peak: number }).peak
   await peak()
-  const { admitted, refused } = await passed({ concurrent: 3 }, 2, { 'cache-control': 'no-store' })
+  const { admitted, refused } = await passed({ concurrent: 3 }, 2, fresh)
   expect(refused).toBeGreaterThan(0)
   expect(admitted).toBeGreaterThan(3)
   expect(await peak()).toBe(3)

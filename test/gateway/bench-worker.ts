@@ -22,6 +22,7 @@ const noLimits = {
         too_large: false,
         max_tokens: ask.max_tokens ?? ask.room_tokens,
         snapshot: { requests: null, tokens: null },
+        lease: null,
       }),
     settle: () => Promise.resolve(),
     renew: () => Promise.resolve(),

@@ -13,6 +13,13 @@ import {
   type Reservation,
   type Scope,
 } from '../../../gateway/limits/limits.ts'
+import {
+  abandonTokens,
+  claim,
+  grantTokens,
+  returnTokens,
+  type TokenLease,
+} from '../../../gateway/limits/token-lease.ts'
 
 /** `OPERATIONS=1000000 npx vitest run --project node test/gateway/limits/limits.test.ts` is the long run. */
 const operations = Number(process.env['OPERATIONS'] ?? 40_000)
@@ -54,22 +61,24 @@ function random(seed: number) {
 /** The same rules, said as lists of what happened and sums over all of it. */
 class Naive {
   requests: { slot: number; units: number }[] = []
-  tokens: { slot: number; day: string; month: string; milli: number; open: boolean }[] = []
+  tokens: { slot: number; day: string; month: string; milli: number; open: boolean; leased?: boolean }[] = []
   leases: { until: number; units: number }[] = []
+  tokenLeases: { until: number; units: number }[] = []
   now = 0
 
   static slot = (ms: number) => Math.floor(ms / 100)
   counts = ({ slot }: { slot: number }) => slot >= Naive.slot(this.now) - 600
   requestsNow = () => this.requests.filter(this.counts).reduce((sum, { units }) => sum + units, 0)
-  leased = () =>
-    this.leases.filter(({ until }) => until > this.now).reduce((sum, { units }) => sum + units, 0)
+  leased = (leases = this.leases) =>
+    leases.filter(({ until }) => until > this.now).reduce((sum, { units }) => sum + units, 0)
   milli = (rows: { milli: number }[]) => rows.reduce((sum, { milli }) => sum + milli, 0)
   running = () => this.tokens.filter(({ open }) => open).length
 
-  room(limits: Limits): number {
+  /** @param kept a tenth of each limit, where that much must stay */
+  room(limits: Limits, kept = 0): number {
     const [day, month] = dates(this.now)
     const left = (limit: number | null, rows: { milli: number }[]) =>
-      limit === null ? Infinity : limit * 1000 - this.milli(rows)
+      limit === null ? Infinity : limit * (1000 - kept) - this.milli(rows)
     return Math.min(
       left(limits.tokens_per_minute, this.tokens.filter(this.counts)),
       left(
@@ -89,7 +98,7 @@ class Naive {
     // One row stands for all that counts only towards the month or the day.
     const [kept, old] = [[] as typeof this.tokens, new Map<string, (typeof this.tokens)[number]>()]
     for (const row of this.tokens) {
-      if (row.open || this.counts(row)) kept.push(row)
+      if (row.open || row.leased === true || this.counts(row)) kept.push(row)
       else if (row.month === month) {
         const key = row.day === day ? day : month
         const sum = old.get(key)
@@ -114,11 +123,12 @@ describe('limits', () => {
   function replay(seed: number, steps: number): void {
     const below = random(seed)
     const maybe = (value: number) => (below(3) === 0 ? null : value)
+    const hasSlots = below(2) === 0
     const scopes = scopesOf(
       [0, 1, 2].map(() => ({
         requests_per_minute: maybe(10 + below(90)),
         tokens_per_minute: maybe(500 + below(3000)),
-        concurrent: maybe(1 + below(6)),
+        concurrent: hasSlots ? maybe(1 + below(6)) : null,
         tokens_per_day: maybe(5_000 + below(20_000)),
         tokens_per_month: maybe(30_000 + below(60_000)),
       })),
@@ -126,8 +136,66 @@ describe('limits', () => {
     const naive = scopes.map(() => new Naive())
     const open: { reservation: Reservation; rows: Naive['tokens']; most: number; prompt: number }[] = []
     const leases: { lease: Lease; rows: Naive['requests']; held: Naive['leases'] }[] = []
+    const tokenLeases: { lease: TokenLease; rows: Naive['tokens']; held: Naive['leases'] }[] = []
     const weight = [0.1, 0, 1, 0.333][below(4)] ?? 0.1
     let now = noon
+    function tokenLease(kind: number, where: string): void {
+      const at = below(Math.max(1, tokenLeases.length))
+      const known = tokenLeases[at]
+      if (kind < 2 || known === undefined) {
+        const [wanted, least] = [1 + below(300), 1 + below(60)]
+        const tenth = ({ tokens_per_minute, tokens_per_day, tokens_per_month }: Limits) =>
+          100 * Math.min(...[tokens_per_minute, tokens_per_day, tokens_per_month].map((l) => l ?? Infinity))
+        const most = (m: Naive, i: number) =>
+          Math.min(tenth(scopes[i]!.limits) - m.leased(m.tokenLeases), m.room(scopes[i]!.limits, 100))
+        const milli = Math.min(wanted * 1000, ...naive.map(most))
+        const [day, month] = dates(now)
+        const may = !hasSlots || scopes.every(({ limits }) => limits.concurrent === null)
+        const granted = may && day === dates(now + 1200)[0] && milli >= least * 1000
+        const lease = grantTokens(scopes, wanted * 1000, least * 1000, now)
+        same(where, lease?.units ?? 0, granted ? milli : 0)
+        if (lease === null) return
+        const rows = naive.map(() => ({
+          slot: Naive.slot(now + 1200),
+          day,
+          month,
+          milli,
+          open: false,
+          leased: true,
+        }))
+        const held = naive.map(() => ({ until: now + 1200, units: milli }))
+        for (const [i, m] of naive.entries()) {
+          m.tokens.push(rows[i]!)
+          m.tokenLeases.push(held[i]!)
+        }
+        tokenLeases.push({ lease, rows, held })
+      } else if (kind === 2) {
+        const reservation = claim(known.lease, 1000 * (1 + below(100)), meterOf(scopes), now)
+        const { milli } = reservation
+        const rows = naive.map((m, i) => {
+          const row = { ...known.rows[i]!, milli, open: true, leased: false }
+          known.rows[i]!.milli -= milli
+          known.held[i]!.units -= milli
+          m.tokens.push(row)
+          return row
+        })
+        const prompt = below(Math.floor(milli / 1000) + 1)
+        open.push({ reservation, rows, most: Math.floor(milli / 1000) - prompt, prompt })
+      } else {
+        tokenLeases.splice(at, 1)
+        for (const row of known.rows) row.leased = false
+        const { lease, rows, held } = known
+        if (lease.until_ms < now && below(2) === 0) {
+          abandonTokens(lease, meterOf(scopes))
+          for (const row of rows) row.day = row.month = ''
+        } else {
+          const untold = below(lease.units + 1)
+          for (let time = 0; time < 2; time++) returnTokens(lease, lease.claimed + untold, meterOf(scopes))
+          for (const row of rows) row.milli = untold
+          for (const one of held) one.until = 0
+        }
+      }
+    }
     for (let step = 0; step < steps; step++) {
       const jump = below(1000)
       now += jump === 0 ? below(40 * 86_400_000) : jump < 5 ? below(90_000) : below(400)
@@ -135,7 +203,7 @@ describe('limits', () => {
       if (step % 200 === 0) for (const model of naive) model.forget()
       const limits = (i: number) => scopes[i]!.limits
       const where = `seed ${seed}, step ${step}`
-      const operation = below(10)
+      const operation = below(14)
       if (operation < 4) {
         const fits = naive.every((m, i) => m.requestsNow() + 1 <= (limits(i).requests_per_minute ?? Infinity))
         const denial = countRequest(scopes, now)
@@ -182,6 +250,8 @@ describe('limits', () => {
           row.open = false
           row.milli = milli
         }
+      } else if (operation >= 10) {
+        tokenLease(below(4), where)
       } else if (leases.length > 0 && below(2) === 0) {
         const [{ lease, rows, held }] = leases.splice(below(leases.length), 1) as [(typeof leases)[0]]
         const used = below(lease.units + 1)
@@ -217,6 +287,16 @@ describe('limits', () => {
       }
     }
   }
+
+  it('lease tokens not where slots are limited, nor over midnight, nor less than is of use', () => {
+    const lease = (limits: Partial<Limits>, now = noon) =>
+      grantTokens(scopesOf([limits]), 50_000, 40_000, now)
+    expect(lease({ tokens_per_minute: 500 })?.units).toBe(50_000)
+    expect(lease({ tokens_per_minute: 450 })?.units).toBe(45_000)
+    expect(lease({ tokens_per_minute: 390 })).toBeNull()
+    expect(lease({ tokens_per_minute: 500, concurrent: 100 })).toBeNull()
+    expect(lease({ tokens_per_minute: 500 }, Date.UTC(2026, 1, 1) - 1)).toBeNull()
+  })
 
   it('refuse only a request that fits nowhere with a status that says so', () => {
     const scopes = scopesOf([{ tokens_per_minute: 100 }])

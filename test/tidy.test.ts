@@ -79,6 +79,18 @@ describe('the dependency rules fire on a planted violation', () => {
   })
 })
 
+describe('tables may get columns (gateway/schema.ts)', () => {
+  const unnamed = /INSERT( OR \w+)? INTO \w+\s+(VALUES|SELECT)/
+  it('so every INSERT names its own', () => {
+    expect(sources.filter((file) => unnamed.test(readFileSync(file, 'utf8')))).toEqual([])
+  })
+
+  it('and the rule fires on a planted violation', () => {
+    expect('INSERT OR IGNORE INTO t VALUES (?)').toMatch(unnamed)
+    expect('INSERT INTO t (a) VALUES (?)').not.toMatch(unnamed)
+  })
+})
+
 /** What a room of the native engine may include; std headers are free. */
 const nativeRooms: Record<string, RegExp> = {
   cache: /^(base|cache)\//,

@@ -44,10 +44,12 @@ export async function load(target: Target, connections: number, seconds: number)
   })
   await Promise.all(work)
   const elapsed_s = (performance.now() - started) / 1000
-  const sorted = times.toSorted((a, b) => a - b)
-  const at = (share: number) => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? NaN
-  return { per_second: times.length / elapsed_s, p50_ms: at(0.5), p99_ms: at(0.99), statuses }
+  const per_second = times.length / elapsed_s
+  return { per_second, p50_ms: quantile(times, 0.5), p99_ms: quantile(times, 0.99), statuses }
 }
+
+export const quantile = (times: number[], share: number) =>
+  times.toSorted((a, b) => a - b)[Math.min(times.length - 1, Math.floor(times.length * share))] ?? NaN
 
 export class Connection {
   readonly #socket

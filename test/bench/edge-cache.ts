@@ -7,7 +7,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { freePort } from '../e2e/stack.ts'
 import { startGateways } from './_gateways.ts'
-import { Connection, load, request, type Target } from './_load.ts'
+import { Connection, load, quantile, request, type Target } from './_load.ts'
 import type { BenchOptions, BenchResult } from './main.ts'
 import { startProgram } from './_programs.ts'
 
@@ -169,9 +169,6 @@ async function misses(edge: number, upstream: number, key: string, count: number
     atMost('a miss that is not shared adds, p50', quantile(times.direct, 0.5) - base, added_p50_ms_max),
   ]
 }
-
-const quantile = (times: number[], share: number) =>
-  times.toSorted((a, b) => a - b)[Math.min(times.length - 1, Math.floor(times.length * share))] ?? NaN
 
 /** As a ratio of which more is better. */
 const atMost = (name: string, value: number, limit: number): BenchResult => ({

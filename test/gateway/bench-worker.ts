@@ -1,6 +1,6 @@
 /**
  * The edge, and beside it in the same isolate what it is measured against: the same route without auth, limits and
- * admission, and a proxy that passes a stream on unread.
+ * admission, a proxy that passes a stream on unread, and one that only reads each chunk and writes it.
  */
 import { Hono } from 'hono'
 import { form } from '../../gateway/chat/answer-form.ts'
@@ -44,6 +44,15 @@ const app = new Hono<AppEnv>()
       body: c.req.raw.body,
     })
   })
+  // The least that a gateway can cost which looks at what it passes on.
+  .post('/relay/*', async (c) => {
+    const { pathname } = new URL(c.req.url)
+    const body = await c.req.text()
+    const answer = await fetch(c.env.BACKEND_URL + pathname.slice('/relay'.length), { method: 'POST', body })
+    const { readable, writable } = new IdentityTransformStream()
+    if (answer.body !== null) c.executionCtx.waitUntil(relay(answer.body, writable))
+    return new Response(readable, answer)
+  })
   // The least that an answer from the Cache API can cost.
   .post('/cached', async (c) => {
     const results = await caches.open('results')
@@ -54,5 +63,15 @@ const app = new Hono<AppEnv>()
     return c.json({ stored: true })
   })
   .route('/', edge)
+
+async function relay(from: ReadableStream<Uint8Array>, to: WritableStream<Uint8Array>): Promise<void> {
+  const reader = from.getReader()
+  const writer = to.getWriter()
+  for (;;) {
+    const { done, value } = await reader.read()
+    if (done) return writer.close()
+    await writer.write(value)
+  }
+}
 
 export default app

@@ -51,15 +51,13 @@ export async function lookup(env: Env, key: string, defer: Defer): Promise<Looku
     here.far = true
     return { entry: here.entry, failed: false }
   }
-  // KV beside it: a miss waits for the slower of them, not for both.
-  const farRead = attempt(readKv(env, key), kv_ms_max)
   const [near, nearFailed] = await attempt(readCache(key), cache_ms_max)
   if (near !== null) {
     remember(key, near.entry, near.chars, true)
     defer(storeFar(env, key, near.entry))
     return { entry: near.entry, failed: false }
   }
-  const [far, farFailed] = await farRead
+  const [far, farFailed] = await attempt(readKv(env, key), kv_ms_max)
   if (far === null) return { entry: null, failed: nearFailed || farFailed }
   const { entry, chars } = far
   remember(key, entry, chars, true)

@@ -153,7 +153,6 @@ async function* lines({ body }: Response, signal: AbortSignal): Deltas {
     }
   } finally {
     signal.removeEventListener('abort', leave)
-    // Nobody waits until the object has heard of it.
-    if (!ended) leave()
+    if (!ended) await reader.cancel().catch(() => undefined)
   }
 }

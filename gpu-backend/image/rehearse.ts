@@ -49,8 +49,9 @@ async function rehearse(stage: Stage): Promise<void> {
   const ended = once(child, 'exit').then(([status]) => status as number | null)
   const said = text(child.stderr)
   try {
-    const up = await Promise.race([ready(`http://127.0.0.1:${port}`), ended.then(() => false)])
-    if (!up) {
+    if (
+      !(await ready(`http://127.0.0.1:${port}`, () => child.exitCode === null && child.signalCode === null))
+    ) {
       if (stage.env['DEVICE'] === 'cuda' && /^DEVICE=cuda: .*\n$/.test(await said))
         return say(`no GPU here, and it says so: ${(await said).trim()}`)
       throw new Error(`it ended with status ${await ended}: ${await said}`)
@@ -77,12 +78,14 @@ async function freePort(): Promise<number> {
   return port
 }
 
-async function ready(url: string): Promise<boolean> {
-  for (;;) {
+/** Whether it came up before it ended. */
+async function ready(url: string, runs: () => boolean): Promise<boolean> {
+  while (runs()) {
     const answer = await fetch(`${url}/ready`).catch(() => null)
     if (answer?.ok === true) return true
     await new Promise((resolve) => setTimeout(resolve, 100))
   }
+  return false
 }
 
 async function generate(port: number, max_tokens: number): Promise<void> {

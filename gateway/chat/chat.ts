@@ -71,6 +71,7 @@ export function whileListening(c: Context<AppEnv>): { signal: AbortSignal; leave
   const gone = new AbortController()
   const leave = () => gone.abort()
   c.req.raw.signal.addEventListener('abort', leave)
+  if (c.req.raw.signal.aborted) leave()
   return { signal: gone.signal, leave }
 }
 

@@ -17,7 +17,7 @@ const window_ms = 60_000
 /** More than a busy machine can serve at 5 times would measure its queues. */
 const in_flight_max = 200
 const requests_per_minute = 600
-const generations_per_minute = 480
+const generations_per_minute = 120
 const hold_ms = 20
 const [reserved_tokens, answered_tokens] = [64, 16]
 /** Taken in turn, so that each has settled when it is asked again. */

@@ -120,7 +120,9 @@ it('a gateway that is killed admits again what it had not written, at most, and 
   expect(data).toHaveLength(1)
   const usedAfter = [await used(key), await used(spent.key)]
   expect(usedAfter[0]!.requests).toBeGreaterThanOrEqual(usedBefore[0]!.requests)
-  expect(usedAfter[1]).toEqual(usedBefore[1])
+  // Reading writes, so what was read is kept; counts of refused requests may still have been on their way.
+  expect({ ...usedAfter[1], requests: 0 }).toEqual({ ...usedBefore[1], requests: 0 })
+  expect(usedAfter[1]!.requests).toBeGreaterThanOrEqual(usedBefore[1]!.requests)
   expect((await call(key, '/v1/models')).headers.get('x-ratelimit-limit-requests')).toBe(String(limit))
   expect(await templates()).toHaveLength(1)
   const refused = await ask(spent.key, most)

@@ -41,6 +41,8 @@ const checksum_chars = 16
 const entry_chars_max = 4 * 1024 * 1024
 const cache_ms_max = 250
 const kv_ms_max = 1_000
+/** Its caller gets the end of the answer first. */
+const put_after_ms = 20
 /** KV takes no shorter life. */
 const kv_ttl_s_min = 60
 
@@ -71,7 +73,7 @@ export function storeNear(key: string, entry: Entry, defer: Defer): void {
   const text = JSON.stringify(entry)
   if (text.length > entry_chars_max) return
   remember(key, entry, text.length, false)
-  defer(attempt(writeCache(key, text, entry.ttl_s), cache_ms_max))
+  defer(scheduler.wait(put_after_ms).then(() => attempt(writeCache(key, text, entry.ttl_s), cache_ms_max)))
 }
 
 export async function storeFar(env: Env, key: string, entry: Entry): Promise<void> {

@@ -9,10 +9,10 @@
 // same sums, and 16 for one on others. The two matrices of a gated layer pass side by side, so that their outputs meet in
 // L1 and only silu(gate) * up is written.
 
-inline constexpr std::size_t kManyRows = 256;
+inline constexpr std::size_t kManyRows = 512 / kBf16Parts;  // 1 MB of packed x with a piece
 inline constexpr std::size_t kPieceInputs = 1024;  // at most
 inline constexpr std::size_t kGroupOutputs = 64;
-inline constexpr std::size_t kAheadRows = 4;  // of the next weights, fetched by each pass over a piece
+inline constexpr std::size_t kAheadRows = kGroupOutputs * kPackRows / kManyRows;  // of the next weights, a pass fetches
 
 class ManyRows {
  public:

@@ -35,9 +35,12 @@ async function known(env: Env, tenantId: string, template: string): Promise<stri
   throw new ApiError('not_found', 'There is no such template here.', { param: 'template' })
 }
 
-/** DELETE /v1/cache?template=ID|all */
+/** DELETE /v1/cache?template=ID|all, all where nothing is said. */
 export const purge = factory.createHandlers(async function purge(c) {
   const { tenantId } = c.var.caller
+  for (const param of Object.keys(c.req.query()))
+    if (param !== 'template' && param !== 'all')
+      throw new ApiError('invalid_value', 'Say ?template=ID, or ?template=all.', { param })
   const asked = c.req.query('template') ?? 'all'
   const template = asked === 'all' ? null : await known(c.env, tenantId, asked)
   await change(c.env, tenantId, { template, purge: true })

@@ -20,6 +20,7 @@ import { lookup, replay } from './result-store.ts'
 /** RFC 9211. */
 export type CacheStatus =
   | `qwen-edge; hit; ttl=${number}`
+  | 'qwen-edge; fwd=miss'
   | 'qwen-edge; fwd=miss; stored'
   | 'qwen-edge; fwd=miss; collapsed'
   | `qwen-edge; fwd=bypass; detail=${string}`
@@ -29,6 +30,8 @@ export interface CachePlan {
   /** Under which the answer is to be kept; null: it is not. */
   key: string | null
   ttl_s: number
+  /** How old an answer may be. */
+  oldest_s: number
   /** The caller wants an answer made for this request. */
   fresh: boolean
 }
@@ -38,7 +41,8 @@ export const cache = factory.createMiddleware(async function cache(c, next) {
   const asked = cacheControl(c.req.header('cache-control'))
   const optIn_s = askedTtl(c.req.header('x-cache'))
   const bypass = (detail: string) => {
-    c.set('cache', { key: null, ttl_s: 0, fresh: true, status: `qwen-edge; fwd=bypass; detail=${detail}` })
+    const status = `qwen-edge; fwd=bypass; detail=${detail}` as const
+    c.set('cache', { key: null, ttl_s: 0, oldest_s: 0, fresh: true, status })
     return next()
   }
   if (asked.noStore) return bypass('no-store')
@@ -49,6 +53,7 @@ export const cache = factory.createMiddleware(async function cache(c, next) {
   const ttl_s = optIn_s ?? policy.ttl_s ?? Number(c.env.RESULT_TTL_SECONDS)
   if (ttl_s === 0) return bypass('ttl')
 
+  const oldest_s = Math.min(ttl_s, asked.maxAgeS)
   const key = await cacheKey(caller.tenantId, policy.epoch, prompt)
   const fresh = asked.noCache || asked.maxAgeS === 0
   if (!fresh) {
@@ -57,11 +62,11 @@ export const cache = factory.createMiddleware(async function cache(c, next) {
     const age_s = entry === null ? 0 : Math.max(0, Math.floor((Date.now() - entry.stored_at) / 1000))
     if (entry !== null && age_s < Math.min(entry.ttl_s, asked.maxAgeS)) {
       const status = `qwen-edge; hit; ttl=${entry.ttl_s - age_s}` as const
-      c.set('cache', { key: null, ttl_s, fresh, status })
+      c.set('cache', { key: null, ttl_s, oldest_s, fresh, status })
       return respond(c, c.var.form, replay(entry, c.req.header('x-replay') === 'timed'))
     }
   }
-  c.set('cache', { key, ttl_s, fresh, status: 'qwen-edge; fwd=miss; stored' })
+  c.set('cache', { key, ttl_s, oldest_s, fresh, status: 'qwen-edge; fwd=miss; stored' })
   return next()
 })
 

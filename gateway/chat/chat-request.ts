@@ -99,6 +99,17 @@ const unserved: Record<string, (value: unknown) => boolean> = {
   audio: () => true,
   prediction: () => true,
   web_search_options: () => true,
+  bad_words: (value) => !Array.isArray(value) || value.length > 0,
+  allowed_token_ids: () => true,
+  best_of: (value) => value !== 1,
+  use_beam_search: (value) => value !== false,
+  length_penalty: (value) => value !== 1,
+  echo: (value) => value !== false,
+  prompt_logprobs: () => true,
+  continue_final_message: (value) => value !== false,
+  add_generation_prompt: (value) => value !== true,
+  chat_template: () => true,
+  truncate_prompt_tokens: () => true,
 }
 
 export function parseChatRequest(json: unknown): ChatRequest {

@@ -33,7 +33,7 @@ async function direct(c: Context<AppEnv>): Promise<Response> {
     })
   }
   const { signal, leave } = whileListening(c)
-  const { deltas, headers } = await startGeneration(prompt, {
+  const { deltas, headers, capped } = await startGeneration(prompt, {
     env: c.env,
     requestId: wireId(caller.tenantId, form.generationId),
     caller,
@@ -41,6 +41,7 @@ async function direct(c: Context<AppEnv>): Promise<Response> {
     defer: (work) => c.executionCtx.waitUntil(work),
   })
   setHeaders(c, headers)
+  if (capped) notKept(c)
   const answer = cache.key === null ? deltas : kept(c, deltas, cache.key)
   return respond(c, form, answer, leave)
 }
@@ -53,14 +54,16 @@ async function flight(c: Context<AppEnv>, shared: boolean): Promise<Response> {
     ticket: { id, created, includeUsage, logprobs, n, toolCalls },
     key: shared ? cache.key : null,
     ttl_s: cache.ttl_s,
+    oldest_ms: cache.oldest_s * 1000,
     resumable,
     expires: Date.now() + (idempotent ? idempotent_ms : resumable_ms),
     prompt: seeded(c.var.prompt),
     caller: c.var.caller,
     lines: [],
   }
-  const { deltas, started, headers } = await joinFlight(c.env, request, signal)
+  const { deltas, started, capped, headers } = await joinFlight(c.env, request, signal)
   setHeaders(c, headers)
+  if (capped) notKept(c)
   if (!started && shared) c.set('cache', { ...cache, status: 'qwen-edge; fwd=miss; collapsed' })
   const answer = started && cache.key !== null ? kept(c, deltas, cache.key) : deltas
   return respond(c, form, answer, leave)
@@ -73,6 +76,12 @@ export function whileListening(c: Context<AppEnv>): { signal: AbortSignal; leave
   c.req.raw.signal.addEventListener('abort', leave)
   if (c.req.raw.signal.aborted) leave()
   return { signal: gone.signal, leave }
+}
+
+/** What limits may cut short is not kept. */
+function notKept(c: Context<AppEnv>): void {
+  const { cache } = c.var
+  if (cache.status.endsWith('stored')) c.set('cache', { ...cache, status: 'qwen-edge; fwd=miss' })
 }
 
 const kept = (c: Context<AppEnv>, deltas: Deltas, key: string): Deltas =>

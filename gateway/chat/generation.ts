@@ -37,8 +37,11 @@ export interface Generation {
 export async function startGeneration(asked: Prompt, context: GenerationContext): Promise<Generation> {
   const { prompt, headers, settle } = await admit(asked, context)
   const answers = new Answers(asked, context.emitted ?? [])
+  // From the start: the platform ends a request whose caller has left, unless it knows of work that is not done.
+  const settled = Promise.withResolvers<void>()
+  context.defer(settled.promise)
   return {
-    deltas: generate(prompt, answers, context, (usage) => context.defer(usage.then(settle))),
+    deltas: generate(prompt, answers, context, (usage) => settled.resolve(usage.then(settle))),
     headers,
     capped: prompt.sampling.max_tokens < asked.sampling.max_tokens,
   }

@@ -13,6 +13,8 @@ export interface FlightRequest {
   key: string | null
   /** Of the answer kept under the key. */
   ttl_s: number
+  /** How long ago a flight of the same key may have ended. */
+  oldest_ms: number
   resumable: boolean
   /** Milliseconds since the epoch: until then it may be read again, where it is resumable. */
   expires: number
@@ -26,6 +28,8 @@ export interface Joined {
   deltas: Deltas
   /** This request is the one that started it. */
   started: boolean
+  /** This request's limits hold less than it asked for. */
+  capped: boolean
   headers: Record<string, string>
 }
 
@@ -38,7 +42,8 @@ export async function joinFlight(env: Env, request: FlightRequest, signal: Abort
   const response = await open(request.lines)
   const started = response.headers.get('x-flight') === 'started'
   const headers = JSON.parse(response.headers.get('x-flight-headers') ?? '{}') as Record<string, string>
-  return { deltas: read(response, open, signal), started, headers }
+  const capped = response.headers.get('x-flight-capped') !== null
+  return { deltas: read(response, open, signal), started, capped, headers }
 }
 
 export interface Attached {

@@ -37,6 +37,8 @@ interface Live {
   wire: string
   /** Resolves once its starter's limits let it pass, or it failed. */
   admitted: Promise<Admitted>
+  /** Milliseconds since the epoch; null: it runs. */
+  ended_ms: number | null
 }
 
 type Admitted = Pick<Generation, 'headers' | 'capped'>
@@ -93,7 +95,7 @@ export class Flights extends DurableObject<Env> {
     let known = this.#find(ticket.id)
     const ofKey = () => (key === null ? undefined : this.#byKey.get(key))
     for (let other = ofKey(); known === undefined && other !== undefined; other = ofKey()) {
-      if (hasFailed(other)) break
+      if (hasFailed(other) || Date.now() - (other.ended_ms ?? Date.now()) > request.oldest_ms) break
       const { capped } = await other.admitted
       if (capped && ofKey() === other) break
       if (!capped && !hasFailed(other)) known = other
@@ -106,9 +108,13 @@ export class Flights extends DurableObject<Env> {
     const own = live.flight.ticket(ticket.id, resumable)
     own.cancelled = false
     const body = live.flight.read(own)
-    const { headers } = joined ? free : await live.admitted
+    const { headers, capped } = joined ? free : await live.admitted
     return new Response(body, {
-      headers: { 'x-flight': joined ? 'joined' : 'started', 'x-flight-headers': JSON.stringify(headers) },
+      headers: {
+        'x-flight': joined ? 'joined' : 'started',
+        'x-flight-headers': JSON.stringify(headers),
+        ...(capped ? { 'x-flight-capped': 'yes' } : {}),
+      },
     })
   }
 
@@ -183,7 +189,8 @@ export class Flights extends DurableObject<Env> {
 
   #landed(id: string, flight: Flight, request: FlightRequest): Live {
     const admitted = Promise.resolve(free)
-    const live = { id, flight, request, written: flight.length, wanted: true, wire: '', admitted }
+    const ended_ms = Date.now()
+    const live = { id, flight, request, written: flight.length, wanted: true, wire: '', admitted, ended_ms }
     this.#forgetLater(live)
     return live
   }
@@ -222,6 +229,7 @@ export class Flights extends DurableObject<Env> {
       wanted: request.resumable,
       wire: `${wireId(request.caller.tenantId, id)}.${crypto.randomUUID().slice(0, 8)}`,
       admitted: admitted.promise,
+      ended_ms: null,
     }
     if (flight.key !== null) this.#byKey.set(flight.key, live)
     this.ctx.waitUntil(this.#run(live, admitted.resolve))
@@ -265,6 +273,7 @@ export class Flights extends DurableObject<Env> {
       )
     } finally {
       admitted(free)
+      live.ended_ms = Date.now()
       stopWriting()
       this.#forgetLater(live)
     }

@@ -56,6 +56,6 @@ export const idempotency = factory.createMiddleware(async function idempotency(c
   const rest_s = Math.max(0, Math.floor(created + kept_ms / 1000 - Date.now() / 1000))
   const status: CacheStatus =
     found.state === 'done' ? `qwen-edge; hit; ttl=${rest_s}` : 'qwen-edge; fwd=miss; collapsed'
-  c.set('cache', { key: null, ttl_s: 0, fresh: false, status })
+  c.set('cache', { key: null, ttl_s: 0, oldest_s: 0, fresh: false, status })
   return respond(c, { ...c.var.form, created }, found.deltas, leave)
 })

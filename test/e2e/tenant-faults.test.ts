@@ -1,4 +1,6 @@
 /** What a tenant used and may use, when callers leave, the backend dies and the gateway is killed. */
+import { connect } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { pidOf } from './processes.ts'
 import { metric, startStack, until, type Stack } from './stack.ts'
@@ -24,11 +26,12 @@ async function tenant(limits: object = {}, keyLimits: object = {}) {
   return { id, key }
 }
 
+const counting = { model: 'tiny', messages: [{ role: 'user', content: 'Count' }] }
 const ask = (key: string, body: object, init: RequestInit = {}) =>
   fetch(`${stack.gateway}/v1/chat/completions`, {
     method: 'POST',
     headers: { authorization: `Bearer ${key}`, 'cache-control': 'no-store' },
-    body: JSON.stringify({ model: 'tiny', messages: [{ role: 'user', content: 'Count' }], ...body }),
+    body: JSON.stringify({ ...counting, ...body }),
     ...init,
   })
 /** Answered out of the cache from the second time on: it costs a request and no tokens. */
@@ -85,6 +88,23 @@ it('usage is exact for callers who leave before the first token, in the middle, 
   await until('billed', async () => (await used(key)).prompt_tokens === (prompt_tokens / 2) * 3)
   expect((await used(key)).completion_tokens).toBe(cut + through)
   await isBack()
+})
+
+it('a caller who leaves before its JSON answer gives its slot and its tokens back', async () => {
+  const { key } = await tenant({ concurrent: 1 })
+  const running = async () => metric(stack, 'vllm:num_requests_running')
+  const body = JSON.stringify({ ...counting, temperature: 1, ignore_eos: true, max_tokens: 7000 })
+  const { hostname, port } = new URL(stack.gateway)
+  const socket = connect(Number(port), hostname)
+  socket.write(
+    `POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${key}\r\ncontent-length: ${body.length}\r\n\r\n${body}`,
+  )
+  await until('it runs', async () => (await running()) === 1)
+  await sleep(300)
+  socket.end()
+  const again = async () => (await ask(key, { temperature: 1, max_tokens: 5 })).status
+  await until('its slot is free', async () => (await again()) === 200, 10_000)
+  expect(await running()).toBe(0)
 })
 
 it('a gateway that is killed admits again what it had not written, at most, and forgets nothing else', async () => {

@@ -95,6 +95,10 @@ describe('kept answers', () => {
     expect(await status('max-age=0')).toContain('fwd=miss')
     expect(await status('no-cache')).toContain('fwd=miss')
     expect(backend.runs).toHaveLength(3)
+    // Older than it may be, though its flight is still at hand.
+    await scheduler.wait(1_300)
+    expect(await status('max-age=1')).toBe('qwen-edge; fwd=miss; stored')
+    expect(backend.runs).toHaveLength(4)
   })
 
   it('are gone for the tenant that purges, and for the one the operator purges', async () => {

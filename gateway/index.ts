@@ -120,8 +120,6 @@ const app = new Hono<AppEnv>()
         : new ApiError('internal_error', 'Something failed here. It was logged under this x-request-id.')
     for (const [name, value] of Object.entries(error.headers)) c.header(name, value)
     c.header('content-type', 'application/json')
-    if (c.res.headers.get('cache-status')?.endsWith('stored') === true)
-      c.header('cache-status', 'qwen-edge; fwd=miss')
     return new Response(JSON.stringify(error.body()), { status: error.status, headers: c.res.headers })
   })
 

@@ -21,12 +21,13 @@ import { lookup, replay } from './result-store.ts'
 export type CacheStatus =
   | `qwen-edge; hit; ttl=${number}`
   | 'qwen-edge; fwd=miss'
-  | 'qwen-edge; fwd=miss; stored'
   | 'qwen-edge; fwd=miss; collapsed'
   | `qwen-edge; fwd=bypass; detail=${string}`
 
 export interface CachePlan {
   status: CacheStatus
+  /** The answer is kept; said of it once it has begun, since a failure is not. */
+  stored?: boolean
   /** Under which the answer is to be kept; null: it is not. */
   key: string | null
   ttl_s: number
@@ -66,7 +67,7 @@ export const cache = factory.createMiddleware(async function cache(c, next) {
       return respond(c, c.var.form, replay(entry, c.req.header('x-replay') === 'timed'))
     }
   }
-  c.set('cache', { key, ttl_s, oldest_s, fresh, status: 'qwen-edge; fwd=miss; stored' })
+  c.set('cache', { key, ttl_s, oldest_s, fresh, status: 'qwen-edge; fwd=miss' })
   return next()
 })
 

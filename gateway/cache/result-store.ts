@@ -14,6 +14,7 @@ import {
   type FinishDelta,
   type AnswerDelta,
 } from '../chat/answers.ts'
+import { late, within } from '../within.ts'
 import { policyKey } from './cache-policy.ts'
 import { recall, remember } from './result-memory.ts'
 
@@ -202,17 +203,6 @@ async function checksum(json: string): Promise<string> {
 
 /** What fails or takes longer is null, and failed. */
 export async function attempt<T>(work: Promise<T>, ms: number): Promise<[T | null, failed: boolean]> {
-  let timer: number | null = null
-  const late = new Promise<[null, true]>((resolve) => {
-    timer = setTimeout(() => resolve([null, true]), ms)
-  })
-  const done = work.then(
-    (value): [T, false] => [value, false],
-    (): [null, true] => [null, true],
-  )
-  try {
-    return await Promise.race([done, late])
-  } finally {
-    clearTimeout(timer)
-  }
+  const value = await within(work, ms).catch((): typeof late => late)
+  return value === late ? [null, true] : [value, false]
 }

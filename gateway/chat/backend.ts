@@ -14,7 +14,7 @@ import {
   type TokenUsage,
   type WireError,
 } from '../../src/protocol.ts'
-import { SseParser } from '../../src/sse.ts'
+import { readSse, type SseEvent } from '../../src/sse.ts'
 
 const retry_after_s = 1
 /** Three of the backend's heartbeats: whoever is silent longer has vanished or hangs. */
@@ -32,20 +32,19 @@ export async function* generate(
   defer: (work: Promise<unknown>) => void,
 ): AsyncGenerator<GenerateEvent[]> {
   const watch = new Watch(signal, firstTokenMs(env))
-  const parser = new SseParser()
-  let reader: ReadableStreamDefaultReader<Uint8Array> | null = null
+  let reads: AsyncGenerator<SseEvent[]> | null = null
   let open = request.sampling.n ?? 1
   try {
     const response = await call(env, '/v1/generate', { method: 'POST', body: JSON.stringify(request) }, watch)
     if (response.body === null) throw unavailable('answered without a body')
     watch.answered(silence_ms_max)
-    reader = response.body.getReader()
+    reads = readSse(response.body)
     while (open > 0) {
-      const { done, value } = await reader.read()
-      if (done) throw unavailable('ended its answer early')
+      const { done, value } = await reads.next()
+      if (done === true) throw unavailable('ended its answer early')
       watch.heard()
       const batch: GenerateEvent[] = []
-      for (const { event, data } of parser.push(value)) {
+      for (const { event, data } of value) {
         if (event === 'error') throw fromWire(data, 500)
         const parsed = JSON.parse(data) as GenerateEvent
         if (isFinish(parsed)) open--
@@ -56,18 +55,18 @@ export async function* generate(
   } catch (cause) {
     throw watch.asApiError(cause)
   } finally {
-    if (open === 0 && reader !== null) defer(drain(reader, watch))
+    if (open === 0 && reads !== null) defer(drain(reads, watch))
     else {
       watch.end()
-      await reader?.cancel().catch(() => undefined)
+      await reads?.return(undefined)
     }
   }
 }
 
 /** Read to its end a connection serves again; one that is cancelled is closed. */
-async function drain(reader: ReadableStreamDefaultReader<Uint8Array>, watch: Watch): Promise<void> {
+async function drain(reads: AsyncGenerator<SseEvent[]>, watch: Watch): Promise<void> {
   try {
-    if (!(await reader.read()).done) await reader.cancel()
+    if ((await reads.next()).done !== true) await reads.return(undefined)
   } catch {
     // It broke, or its caller left: it is closed either way.
   } finally {

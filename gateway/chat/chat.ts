@@ -41,7 +41,7 @@ async function direct(c: Context<AppEnv>): Promise<Response> {
     defer: (work) => c.executionCtx.waitUntil(work),
   })
   setHeaders(c, headers)
-  if (capped) notKept(c)
+  c.set('cache', { ...cache, stored: cache.key !== null && !capped })
   const answer = cache.key === null ? deltas : kept(c, deltas, cache.key)
   return respond(c, form, answer, leave)
 }
@@ -63,8 +63,12 @@ async function flight(c: Context<AppEnv>, shared: boolean): Promise<Response> {
   }
   const { deltas, started, capped, headers } = await joinFlight(c.env, request, signal)
   setHeaders(c, headers)
-  if (capped) notKept(c)
-  if (!started && shared) c.set('cache', { ...cache, status: 'qwen-edge; fwd=miss; collapsed' })
+  c.set('cache', {
+    ...cache,
+    ...(!started && shared
+      ? { status: 'qwen-edge; fwd=miss; collapsed' as const }
+      : { stored: cache.key !== null && !capped }),
+  })
   const answer = started && cache.key !== null ? kept(c, deltas, cache.key) : deltas
   return respond(c, form, answer, leave)
 }
@@ -76,12 +80,6 @@ export function whileListening(c: Context<AppEnv>): { signal: AbortSignal; leave
   c.req.raw.signal.addEventListener('abort', leave)
   if (c.req.raw.signal.aborted) leave()
   return { signal: gone.signal, leave }
-}
-
-/** What limits may cut short is not kept. */
-function notKept(c: Context<AppEnv>): void {
-  const { cache } = c.var
-  if (cache.status.endsWith('stored')) c.set('cache', { ...cache, status: 'qwen-edge; fwd=miss' })
 }
 
 const kept = (c: Context<AppEnv>, deltas: Deltas, key: string): Deltas =>

@@ -13,6 +13,7 @@ import { ApiError } from '../../src/errors.ts'
 import { encodeSse, sse_ping } from '../../src/sse.ts'
 import type { AnswerForm } from './answer-form.ts'
 import type { AppEnv } from '../app-env.ts'
+import { late, within } from '../within.ts'
 import { isFinishDelta, type Delta, type Deltas } from './answers.ts'
 import { ChunkWriter, completion } from './openai-answer.ts'
 import { PacedWriter } from './paced-writer.ts'
@@ -33,15 +34,20 @@ export async function respond(
 ): Promise<Response> {
   const { cache } = c.var as Partial<typeof c.var>
   if (cache !== undefined) c.header('cache-status', cache.status)
+  const begun = () => {
+    if (cache?.stored === true) c.header('cache-status', `${cache.status}; stored`)
+  }
   c.header('x-generation-id', form.generationId)
   const first = deltas.next()
   if (!form.stream) {
     const answer = first.then((item) => completion(form, item, deltas))
     const soon = c.var.unattended === true ? await answer : await patiently(first, answer)
-    if (soon !== 'silent') return c.json(soon)
+    begun()
+    if (soon !== late) return c.json(soon)
     return c.body(patientJson(answer, abort), 200, { 'content-type': 'application/json' })
   }
-  const silent = (await within(first, stream_patience_ms)) === 'silent'
+  const silent = (await within(first, stream_patience_ms)) === late
+  begun()
   c.header('content-type', 'text/event-stream; charset=utf-8')
   c.header('cache-control', 'no-cache, no-transform')
   c.header('x-accel-buffering', 'no')
@@ -51,9 +57,9 @@ export async function respond(
 }
 
 /** Most answers come before the first timer ends. */
-async function patiently<T>(first: Promise<unknown>, answer: Promise<T>): Promise<T | 'silent'> {
+async function patiently<T>(first: Promise<unknown>, answer: Promise<T>): Promise<T | typeof late> {
   const soon = await within(answer, json_patience_ms)
-  if (soon !== 'silent') return soon
+  if (soon !== late) return soon
   await within(first, json_first_ms - json_patience_ms)
   return within(answer, json_patience_ms)
 }
@@ -64,8 +70,8 @@ function patientJson(answer: Promise<unknown>, abort: () => void): ReadableStrea
     {
       async pull(controller) {
         const done = await within(answer, beat_ms)
-        controller.enqueue(encoder.encode(done === 'silent' ? ' ' : JSON.stringify(done)))
-        if (done !== 'silent') controller.close()
+        controller.enqueue(encoder.encode(done === late ? ' ' : JSON.stringify(done)))
+        if (done !== late) controller.close()
       },
       cancel: abort,
     },
@@ -97,16 +103,4 @@ async function writeEvents(
     out.add(encodeSse({ event: 'error', data: JSON.stringify(error.body()) }))
   }
   await out.end()
-}
-
-async function within<T>(work: Promise<T>, ms: number): Promise<T | 'silent'> {
-  let timer: number | null = null
-  const silence = new Promise<'silent'>((resolve) => {
-    timer = setTimeout(() => resolve('silent'), ms)
-  })
-  try {
-    return await Promise.race([work, silence])
-  } finally {
-    clearTimeout(timer)
-  }
 }

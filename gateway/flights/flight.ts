@@ -11,6 +11,7 @@ import { ApiError, type ErrorBody } from '../../src/errors.ts'
 import type { TokenUsage } from '../../src/protocol.ts'
 import { isFinishDelta, type Delta } from '../chat/answers.ts'
 import type { Prompt } from '../chat/prompt.ts'
+import { within } from '../within.ts'
 
 export const grace_ms = 30_000
 /** Of one log: an isolate holds 128 MB, for many of them. */
@@ -203,12 +204,3 @@ export class Flight {
 const tooLarge = () =>
   new ApiError('response_too_large', `An answer that can be resumed may take ${log_chars_max} characters.`)
 const cancelled = () => new ApiError('request_cancelled', 'The generation was cancelled.')
-
-async function within(work: Promise<void>, ms: number): Promise<void> {
-  let timer: number | null = null
-  const silence = new Promise<void>((resolve) => {
-    timer = setTimeout(resolve, ms)
-  })
-  await Promise.race([work, silence])
-  clearTimeout(timer)
-}

@@ -59,11 +59,14 @@ const tenants = new Map<string, Local>()
 
 type TenantStub = DurableObjectStub<Tenant>
 
+/** What limits tell apart, of one tenant. */
+const scopeOf = ({ key_id, model }: Use): string => `${key_id} ${model}`
+
 /** Counts one request, from a lease where there is one. */
 export async function countRequest(tenantId: string, tenant: TenantStub, use: Use): Promise<CountResult> {
   const local = localOf(tenantId)
   const now_ms = Date.now()
-  const scope = `${use.key_id} ${use.model}`
+  const scope = scopeOf(use)
   const held = local.leases.get(scope)
   if (held !== undefined && held.used < held.units && now_ms < held.until_ms) {
     held.used++
@@ -94,8 +97,8 @@ export async function countRequest(tenantId: string, tenant: TenantStub, use: Us
 }
 
 /** Whether the tenant's object said within the last second that no limit could refuse such a generation. */
-export function knownUnmetered(tenantId: string, { key_id, model }: Use): boolean {
-  const until_ms = tenants.get(tenantId)?.unmetered.get(`${key_id} ${model}`)
+export function knownUnmetered(tenantId: string, use: Use): boolean {
+  const until_ms = tenants.get(tenantId)?.unmetered.get(scopeOf(use))
   return until_ms !== undefined && Date.now() < until_ms
 }
 
@@ -112,7 +115,7 @@ export function takeTokens(
 ): TakenHere | { taken: null; wanted: number } {
   const local = localOf(tenantId)
   const now_ms = Date.now()
-  const scope = `${use.key_id} ${use.model}`
+  const scope = scopeOf(use)
   const wanted = noteDemand(local.tokenDemand, scope, now_ms, tokens)
   const held = local.tokenLeases.get(scope)
   if (held === undefined || now_ms >= held.until_ms || held.used + tokens > held.units)
@@ -131,7 +134,7 @@ export function keepTokens(
   defer: (work: Promise<unknown>) => void,
 ): Snapshot {
   const local = localOf(tenantId)
-  const scope = `${use.key_id} ${use.model}`
+  const scope = scopeOf(use)
   retire(local, local.tokenLeases, scope)
   const held = { id, units, used: 0, until_ms: asked_ms + lease_ms, snapshot, unmetered: false }
   local.tokenLeases.set(scope, held)

@@ -285,7 +285,7 @@ TEST("kernels: a gated product has the bits of two products and the gate") {
           return Projection{w.data(), Format::bf16, nullptr, y.data(), out, out, false};
         };
         Matmul job{x.data(), rows, in};
-        if (!kernels->gates(job, part(gate, got))) continue;
+        if (!kernels->gates(job, part(gate, got), part(up, other))) continue;
         multiply(*kernels, job, part(gate, want), 0, out);
         multiply(*kernels, job, part(up, other), 0, out);
         kernels->silu_mul(want.data(), other.data(), want.size(), want.data());

@@ -8,8 +8,8 @@
 //   eight and four bits: an exact integer sum for each part of each group of inputs, joined and scaled in fp32.
 //
 // Speed: up to 16 rows read weights in place and prefetch what comes next. More, beside weights of eight and four bits
-// (for bf16 see amx_prefill.inc.h), go over the inputs in pieces whose weights (64 outputs, copied to be aligned and dense)
-// stay in L1 and whose x stays in L2; the sums wait in memory as fp32, which loses nothing.
+// (for bf16 see amx_prefill.inc.h), go over the inputs in pieces whose weights (64 outputs, copied to be aligned and
+// dense) stay in L1 and whose x stays in L2; the sums wait in memory as fp32, which loses nothing.
 
 inline constexpr std::size_t kPanelTiles = 4;  // tiles of 16 outputs that share what is loaded of x
 inline constexpr std::size_t kPanelOutputs = kPanelTiles * 16;
@@ -42,7 +42,7 @@ struct Bf16Product {
   std::size_t row_bytes = job.in * 2;
 
   [[nodiscard]] bool in_place() const { return job.in % kBf16Step == 0; }
-  [[nodiscard]] std::size_t piece(std::size_t blocks) const { return blocks == 1 ? job.in : kPieceBytes / 2; }
+  [[nodiscard]] std::size_t piece(std::size_t) const { return job.in; }
   [[nodiscard]] static std::size_t bytes(std::size_t inputs) { return round_up(inputs, kBf16Step) * 2; }
 
   void configure() const {
@@ -63,29 +63,21 @@ struct Bf16Product {
     }
   }
 
-  /** Adds inputs [k, k + inputs) to the sums of `panel` and a block of x; sums: [tiles] with `apart` floats between. */
-  void multiply(const Panel& panel, std::size_t, std::size_t k, std::size_t inputs, const std::byte* block, float* sums,
+  /** The sums of `panel` and a block of x over all inputs; sums: [tiles] with `apart` floats between. */
+  void multiply(const Panel& panel, std::size_t, std::size_t, std::size_t inputs, const std::byte* block, float* sums,
                 std::size_t apart) const {
     switch (panel.tiles) {
       case 1:
-        return multiply_tiles<1>(panel, k, inputs, block, sums, apart);
+        return multiply_tiles<1>(panel, inputs, block, sums, apart);
       case 2:
-        return multiply_tiles<2>(panel, k, inputs, block, sums, apart);
+        return multiply_tiles<2>(panel, inputs, block, sums, apart);
       case 3:
-        return multiply_tiles<3>(panel, k, inputs, block, sums, apart);
+        return multiply_tiles<3>(panel, inputs, block, sums, apart);
       default:
-        return multiply_tiles<4>(panel, k, inputs, block, sums, apart);
+        return multiply_tiles<4>(panel, inputs, block, sums, apart);
     }
   }
 
-  template <int Tile>
-  void load_or_zero(bool zero, const float* sums) const {
-    if (zero) {
-      tile_zero<Tile>();
-    } else {
-      tile_load<Tile>(sums, sums_stride(columns));
-    }
-  }
   /** One tile of 16 outputs by 32 inputs times the parts of x in tiles 5 and 6. */
   template <int Tile, bool InPlace>
   static void step(std::size_t row, const std::byte* at, std::size_t offset) {
@@ -95,14 +87,12 @@ struct Bf16Product {
     if constexpr (kBf16Parts > 1) tile_dot_bf16<Tile, 4, 6>();
   }
   template <std::size_t Tiles>
-  void multiply_tiles(const Panel& panel, std::size_t k, std::size_t inputs, const std::byte* block, float* sums,
+  void multiply_tiles(const Panel& panel, std::size_t inputs, const std::byte* x, float* sums,
                       std::size_t apart) const {
-    const bool first = k == 0;
-    load_or_zero<0>(first, sums);
-    if constexpr (Tiles > 1) load_or_zero<1>(first, sums + apart);
-    if constexpr (Tiles > 2) load_or_zero<2>(first, sums + 2 * apart);
-    if constexpr (Tiles > 3) load_or_zero<3>(first, sums + 3 * apart);
-    const std::byte* x = block + k / kBf16Step * kBf16Parts * columns * 64;
+    tile_zero<0>();
+    if constexpr (Tiles > 1) tile_zero<1>();
+    if constexpr (Tiles > 2) tile_zero<2>();
+    if constexpr (Tiles > 3) tile_zero<3>();
     if (panel.in_place) {
       steps<Tiles, true>(panel.data, panel.tile, panel.row, bytes(inputs), x, columns * 4);
     } else {
@@ -202,7 +192,9 @@ struct BytesProduct {
     const auto mask = static_cast<__mmask16>((1u << std::min<std::size_t>(16, part.out - n)) - 1);
     const __m512i index = _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(groups)),
                                              _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    const auto of_outputs = [&](const float* from) { return _mm512_mask_i32gather_ps(set1(0.0f), mask, index, from, 4); };
+    const auto of_outputs = [&](const float* from) {
+      return _mm512_mask_i32gather_ps(set1(0.0f), mask, index, from, 4);
+    };
     F sum = load(sums);
     for (std::size_t first = k / group; first < (k + inputs) / group; first += kTogether) {
       const std::size_t count = std::min(kTogether, (k + inputs) / group - first);
@@ -352,8 +344,9 @@ inline void amx_matmul(const Matmul& job, const Projection& part, std::size_t be
   }
 }
 
-inline bool amx_gates(const Matmul& job, const Projection& gate) {
-  return ManyRows::fits(job, gate) && gate.out % 32 == 0 && gate.bias == nullptr;
+inline bool amx_gates(const Matmul& job, const Projection& gate, const Projection& up) {
+  return ManyRows::fits(job, gate) && ManyRows::fits(job, up) && gate.out == up.out && gate.out % 32 == 0 &&
+         gate.bias == nullptr && up.bias == nullptr;
 }
 inline void amx_gated(const Matmul& job, const Projection& gate, const Projection& up, std::size_t begin,
                       std::size_t end) {

@@ -1,11 +1,12 @@
 // How the AMX products want x: cut into parts that the tiles multiply without rounding, 16 rows to a block.
 //
 // Beside bf16 weights x is the sum of two bf16 numbers, which hold 16 bits of its mantissa (a third would hold all 24
-// and cost half as much time again), or at the level amx-bf16 one, rounded. Beside weights of eight or four bits each group of inputs is a 24-bit fixed-point
-// number relative to the group's largest |x|, as three signed bytes.
+// and cost half as much time again), or at the level amx-bf16 one, rounded. Beside weights of eight or four bits each
+// group of inputs is a 24-bit fixed-point number relative to the group's largest |x|, as three signed bytes.
 //
 // A block is a sequence of tiles of [rows of B][columns][4 bytes], a column being a row of x; with one row of x, as in
-// decode, that is x in order, and the parts of fixed-point numbers are the columns instead. All blocks of a job have as many columns, those past its last row are zero.
+// decode, that is x in order, and the parts of fixed-point numbers are the columns instead. All blocks of a job have as
+// many columns, those past its last row are zero.
 
 inline std::size_t columns_of(const Matmul& job) { return std::min(job.rows, kPackRows); }
 

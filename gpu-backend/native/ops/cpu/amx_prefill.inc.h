@@ -1,16 +1,16 @@
 // Many rows against weights of bf16 on AMX tiles: 32 outputs by 32 rows of x at a time, in four tiles of sums.
 //
-// The order of every sum is that of amx_matmul.inc.h: inputs ascending, the parts of x one after the other at each step.
-// Sums that wait in memory between two pieces of the inputs are fp32 and lose nothing.
+// The order of every sum is that of amx_matmul.inc.h: inputs ascending, the parts of x one after the other at each
+// step. Sums that wait in memory between two pieces of the inputs are fp32 and lose nothing.
 //
 // Speed: kManyRows rows of x by a piece of the inputs stay in L2, and weights, read in place, pass by, 64 outputs at a
 // time, the next 64 being fetched meanwhile. So each weight comes from beyond L2 once for kManyRows rows, hidden behind
 // the products. The four tiles of sums take turns: an instruction waits 52 cycles for the one before it on the
-// same sums, and 16 for one on others. The two matrices of a gated layer pass side by side, so that their outputs meet in
-// L1 and only silu(gate) * up is written.
+// same sums, and 16 for one on others. The two matrices of a gated layer pass side by side, so that their outputs meet
+// in L1 and only silu(gate) * up is written.
 
 inline constexpr std::size_t kManyRows = 512 / kBf16Parts;  // 1 MB of packed x with a piece
-inline constexpr std::size_t kPieceInputs = 1024;  // at most
+inline constexpr std::size_t kPieceInputs = 1024;           // at most
 inline constexpr std::size_t kGroupOutputs = 64;
 inline constexpr std::size_t kAheadRows = kGroupOutputs * kPackRows / kManyRows;  // of the next weights, a pass fetches
 
@@ -88,9 +88,10 @@ inline void ManyRows::multiply(std::size_t begin, std::size_t end) {
         for (std::size_t block = 0; block < blocks; block += 2) {
           const bool two = block + 1 < blocks;
           for (std::size_t at = n; at < last; at += 32, next += kAheadRows) {
-            const Pass over{weights(at, k),         x + block * block_bytes_, inputs / kBf16Step,    k == 0,
-                            sums_of(at, block),     apart,                    weights(next, next_k),
-                            at + 32 < last ? sums_of(at + 32, block) : sums_of(n, block + 2)};
+            const Pass over{weights(at, k),        x + block * block_bytes_,
+                            inputs / kBf16Step,    k == 0,
+                            sums_of(at, block),    apart,
+                            weights(next, next_k), at + 32 < last ? sums_of(at + 32, block) : sums_of(n, block + 2)};
             two ? pass<2>(over) : pass<1>(over);
           }
           if (k + inputs < job_.in) continue;

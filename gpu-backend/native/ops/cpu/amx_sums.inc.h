@@ -27,4 +27,3 @@ inline void write_sums(const Projection& part, const float* sums, std::size_t n,
     _mm512_mask_storeu_ps(y, mask, part.add ? _mm512_maskz_loadu_ps(mask, y) + total : total);
   }
 }
-

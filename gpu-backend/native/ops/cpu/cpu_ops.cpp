@@ -124,7 +124,7 @@ void CpuOps::gated(const float* x, std::size_t rows, const Linear& gate, const L
   const Matmul job{x, rows, gate.weight->in};
   const Projection part = projection_of(*gate.weight, gate.bias, gate.y, gate.add);
   const Projection other = projection_of(*up.weight, up.bias, up.y, up.add);
-  if (part.format != other.format || !kernels_.gates(job, part)) return Ops::gated(x, rows, gate, up);
+  if (!kernels_.gates(job, part, other)) return Ops::gated(x, rows, gate, up);
   add_runs(job, part, other, run_length(part.out, 2 * job.in, rows));
   do_runs();
 }

@@ -71,7 +71,7 @@ struct Kernels {
   /** Outputs [begin, end) of one projection, for all rows. */
   void (*matmul)(const Matmul&, const Projection&, std::size_t begin, std::size_t end);
   /** Whether `gated` takes such a product. */
-  bool (*gates)(const Matmul&, const Projection& gate);
+  bool (*gates)(const Matmul&, const Projection& gate, const Projection& up);
   /** Outputs [begin, end) of gate.y = silu(gate) * up; bounds are multiples of outputs_step, bits those of matmul. */
   void (*gated)(const Matmul&, const Projection& gate, const Projection& up, std::size_t begin, std::size_t end);
   void (*attention)(const AttentionTile&, float* scratch);
@@ -90,8 +90,8 @@ inline std::size_t attention_scratch(std::size_t group, std::size_t padded) {
   return kAttentionRows * group * (kSegment + 2 * padded + 2) + round_up(kAttentionRows * group, 8) * padded;
 }
 
-/** The levels this machine can run, the default first: "amx"; "amx-bf16", which rounds x to bf16 beside weights of bf16;
- * "avx512"; "avx2"; and "base" (SSE2, NEON or plain C++). */
+/** The levels this machine can run, the default first: "amx"; "amx-bf16", which rounds x to bf16 beside weights of
+ * bf16; "avx512"; "avx2"; and "base" (SSE2, NEON or plain C++). */
 std::vector<const Kernels*> available_kernels();
 /** The named level, or the best one for "" ; throws Error(invalid_request) for a level this machine lacks. */
 const Kernels& select_kernels(std::string_view level);

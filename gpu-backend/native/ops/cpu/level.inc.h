@@ -40,7 +40,7 @@ const Kernels& kernels() {
       .packed_bytes = [](const Matmul&, const Projection&) { return std::size_t{0}; },
       .pack = [](const Matmul&, const Projection&, std::size_t, std::byte*) {},
       .matmul = matmul,
-      .gates = [](const Matmul&, const Projection&) { return false; },
+      .gates = [](const Matmul&, const Projection&, const Projection&) { return false; },
       .gated = [](const Matmul&, const Projection&, const Projection&, std::size_t, std::size_t) {},
 #endif
       .attention = attention,

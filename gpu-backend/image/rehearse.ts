@@ -9,10 +9,10 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, chownSync, mkdirSync, mkdtempSync } from 'node:fs'
-import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
+import { freePort } from '../free-port.ts'
 import { carryOut, instructions, removeFolder, say, type Stage } from './dockerfile.ts'
 
 const context = join(import.meta.dirname, '../..')
@@ -68,14 +68,6 @@ async function rehearse(stage: Stage): Promise<void> {
   } finally {
     child.kill('SIGKILL')
   }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  return port
 }
 
 /** Whether it came up before it ended. */

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { build, type Plugin } from 'esbuild'
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare, type V4WorkerOptions } from 'miniflare'
 import { unstable_getMiniflareWorkerOptions } from 'wrangler'
-import { freePort } from '../e2e/stack.ts'
+import { freePort } from '../../gpu-backend/free-port.ts'
 
 const root = join(import.meta.dirname, '../..')
 const adminToken = 'admin-token-of-the-bench'

@@ -5,7 +5,7 @@
  */
 import { readdirSync, readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { freePort } from '../e2e/stack.ts'
+import { freePort } from '../../gpu-backend/free-port.ts'
 import { startGateways } from './_gateways.ts'
 import { Connection, load, quantile, request, type Target } from './_load.ts'
 import type { BenchOptions, BenchResult } from './main.ts'

@@ -4,7 +4,7 @@
  */
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { freePort } from '../e2e/stack.ts'
+import { freePort } from '../../gpu-backend/free-port.ts'
 import { startGateways } from './_gateways.ts'
 import { Connection, load, quantile, request, type Figures, type Target } from './_load.ts'
 import type { BenchOptions, BenchResult } from './main.ts'

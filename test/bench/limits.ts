@@ -7,7 +7,7 @@
  * Limits a minute are high enough for leases to be at work.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { freePort } from '../e2e/stack.ts'
+import { freePort } from '../../gpu-backend/free-port.ts'
 import { startGateways, type Gateways } from './_gateways.ts'
 import { Connection, load, request } from './_load.ts'
 import type { BenchOptions, BenchResult } from './main.ts'

@@ -9,7 +9,8 @@ import { expect, it } from 'vitest'
 import { egressProxy } from '../../gateway/local/egress-proxy.ts'
 import { egress } from '../../gateway/local/egress.ts'
 import { cert, host, key } from './https-host.ts'
-import { freePort, startStack, until } from './stack.ts'
+import { freePort } from '../../gpu-backend/free-port.ts'
+import { startStack, until } from './stack.ts'
 
 it('a name that resolves to loopback gets no connection, whatever its text was allowed to be', async () => {
   let connections = 0

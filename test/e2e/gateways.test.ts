@@ -3,7 +3,7 @@ import { afterAll, beforeAll, expect, it } from 'vitest'
 import { startGateways, type Gateways } from '../bench/_gateways.ts'
 import { load } from '../bench/_load.ts'
 import { startProgram } from '../bench/_programs.ts'
-import { freePort } from './stack.ts'
+import { freePort } from '../../gpu-backend/free-port.ts'
 
 const hold_ms = 10
 let gateways: Gateways

@@ -1,9 +1,9 @@
 /** The real thing for end-to-end tests: `npm start` on free ports with a state folder of its own. */
 import { spawn } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { freePort } from '../../gpu-backend/free-port.ts'
 
 export interface Stack {
   gateway: string
@@ -92,20 +92,6 @@ export async function until(what: string, done: () => Promise<boolean>, limit_ms
     if (Date.now() > end) throw new Error(`not within ${limit_ms} ms: ${what}`)
     await new Promise((resolve) => setTimeout(resolve, 25))
   }
-}
-
-export function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer().once('error', reject)
-    server.listen(0, '127.0.0.1', () => {
-      const address = server.address()
-      server.close(() =>
-        address !== null && typeof address === 'object'
-          ? resolve(address.port)
-          : reject(new Error('no port')),
-      )
-    })
-  })
 }
 
 /** A new tenant; gives out its keys. @param limits as the admin API takes them */

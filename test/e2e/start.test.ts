@@ -7,7 +7,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { descendants, pidOf, processes } from './processes.ts'
-import { freePort, startStack, until, type Stack } from './stack.ts'
+import { freePort } from '../../gpu-backend/free-port.ts'
+import { startStack, until, type Stack } from './stack.ts'
 
 const restart_ms_max = 2000
 const stop_ms_max = 2000

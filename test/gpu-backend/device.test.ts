@@ -1,22 +1,14 @@
 /** Where the backend computes, as a process: what it says where no GPU can be used, and what a GPU that fails does. */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { createServer, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { afterEach, expect, it } from 'vitest'
+import { freePort } from '../../gpu-backend/free-port.ts'
 
 const root = join(import.meta.dirname, '../..')
 const started: ChildProcess[] = []
 afterEach(() => started.splice(0).forEach((child) => child.kill('SIGKILL')))
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  return port
-}
 
 async function start(device: string, args: string[] = []) {
   const port = await freePort()

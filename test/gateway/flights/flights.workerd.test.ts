@@ -24,6 +24,19 @@ const slowly =
     run.finish('stop')
   }
 
+/** Tokens of `words`, after what was emitted, which stands at the end of the prompt. */
+const goingOn =
+  (ms: number) =>
+  async (run: Run): Promise<void> => {
+    const first = backend.runs[0]?.request.token_ids.length ?? 0
+    for (const id of idsOf(words).slice(run.request.token_ids.length - first)) {
+      if (run.ended) return
+      run.tokens(id)
+      await scheduler.wait(ms)
+    }
+    run.finish('stop')
+  }
+
 const shards = (tenant: string) =>
   Array.from({ length: flight_objects }, (_, shard) => flightsOf(env, tenant, shard))
 const running = async (tenant: string) => {
@@ -192,17 +205,7 @@ describe('a dropped stream', () => {
   })
 
   it('goes on from its tokens when the object was lost', async () => {
-    const ids = idsOf(words)
-    backend = scriptedBackend(async (run) => {
-      // What was emitted stands at the end of the prompt.
-      const first = backend.runs[0]?.request.token_ids.length ?? 0
-      for (const id of ids.slice(run.request.token_ids.length - first)) {
-        if (run.ended) return
-        run.tokens(id)
-        await scheduler.wait(60)
-      }
-      run.finish('stop')
-    })
+    backend = scriptedBackend(goingOn(60))
     const { key } = await newTenant()
     const { id, leave } = await begin(key, 'count', sampled, resumable, 6)
     await scheduler.wait(300)
@@ -220,16 +223,7 @@ describe('a dropped stream', () => {
   it.each([{}, resumable])(
     'does not even drop when only the object was lost: %j',
     async (headers: Record<string, string>) => {
-      const ids = idsOf(words)
-      backend = scriptedBackend(async (run) => {
-        const first = backend.runs[0]?.request.token_ids.length ?? 0
-        for (const id of ids.slice(run.request.token_ids.length - first)) {
-          if (run.ended) return
-          run.tokens(id)
-          await scheduler.wait(30)
-        }
-        run.finish('stop')
-      })
+      backend = scriptedBackend(goingOn(30))
       const { key } = await newTenant()
       const answer = ask(key, 'count', { stream: true }, headers)
       await scheduler.wait(250)

@@ -4,7 +4,14 @@
  */
 import { performance } from 'node:perf_hooks'
 import { ApiError, type ErrorBody, type ErrorCode } from '../src/errors.ts'
-import type { FinishReason, GenerateEvent, GenerateRequest, Timing, TokenUsage } from '../src/protocol.ts'
+import type {
+  CancelResponse,
+  FinishReason,
+  GenerateEvent,
+  GenerateRequest,
+  Timing,
+  TokenUsage,
+} from '../src/protocol.ts'
 import type { ResolvedSampling } from '../src/sampling.ts'
 import type { Engine, EngineEvent } from './engine.ts'
 import { errorCode, submitted } from './engine-errors.ts'
@@ -38,7 +45,7 @@ export interface Generation {
 }
 
 interface Live extends Generation {
-  ended: Promise<TokenUsage>
+  ended: Promise<Outcome>
   /** What its answers have used up to now. */
   usage: () => TokenUsage
   cancelOne: (index: number) => void
@@ -47,7 +54,7 @@ interface Live extends Generation {
 export class Generations {
   #live = new Map<string, Live>()
   /** Oldest first. */
-  #usages = new Map<string, { usage: TokenUsage; forgottenAt: number }>()
+  #past = new Map<string, { outcome: Outcome; forgottenAt: number }>()
   #observer: Observer
   #idle: (() => void)[] = []
 
@@ -87,7 +94,7 @@ export class Generations {
       })
     const count = sampling.n
     const events = new EventQueue(count)
-    const ended = Promise.withResolvers<TokenUsage>()
+    const ended = Promise.withResolvers<Outcome>()
     const watch = new Stopwatch(request.token_ids.length, count, this.#observer)
     const handles: number[] = []
     let open = count
@@ -108,9 +115,9 @@ export class Generations {
           cancel()
         }
         if (open === 0) {
-          this.#end(request_id, outcome.usage)
+          this.#end(request_id, outcome)
           this.#observer.ended(outcome)
-          ended.resolve(outcome.usage)
+          ended.resolve(outcome)
         }
       }
       events.push(onWire(event, index))
@@ -147,21 +154,21 @@ export class Generations {
   }
 
   /**
-   * Stops it if it runs; its exact usage, or null where nothing is known under the id.
+   * Stops it if it runs; its exact usage and how it ended, or nulls where nothing is known under the id.
    * @param index one of its answers, the others go on; null: all of it
    */
-  async cancel(request_id: string, index: number | null = null): Promise<TokenUsage | null> {
+  async cancel(request_id: string, index: number | null = null): Promise<Omit<CancelResponse, 'request_id'>> {
     const live = this.#live.get(request_id)
     if (live !== undefined && index !== null) {
       live.cancelOne(index)
-      return live.usage()
+      return { usage: live.usage(), finish_reason: null }
     }
     if (live !== undefined) {
       live.cancel()
-      return live.ended
+      return told(await live.ended)
     }
     this.#forget()
-    return this.#usages.get(request_id)?.usage ?? null
+    return told(this.#past.get(request_id)?.outcome)
   }
 
   cancelAll(): void {
@@ -173,22 +180,27 @@ export class Generations {
     if (this.#live.size > 0) await new Promise<void>((resolve) => this.#idle.push(resolve))
   }
 
-  #end(request_id: string, usage: TokenUsage): void {
+  #end(request_id: string, outcome: Outcome): void {
     this.#live.delete(request_id)
-    this.#usages.delete(request_id)
-    this.#usages.set(request_id, { usage, forgottenAt: Date.now() + usage_kept_ms })
+    this.#past.delete(request_id)
+    this.#past.set(request_id, { outcome, forgottenAt: Date.now() + usage_kept_ms })
     this.#forget()
     if (this.#live.size === 0) for (const resolve of this.#idle.splice(0)) resolve()
   }
 
   #forget(): void {
     const now = Date.now()
-    for (const [id, { forgottenAt }] of this.#usages) {
-      if (forgottenAt > now && this.#usages.size <= usages_max) return
-      this.#usages.delete(id)
+    for (const [id, { forgottenAt }] of this.#past) {
+      if (forgottenAt > now && this.#past.size <= usages_max) return
+      this.#past.delete(id)
     }
   }
 }
+
+const told = (outcome?: Outcome) => ({
+  usage: outcome?.usage ?? null,
+  finish_reason: outcome?.finish ?? null,
+})
 
 /** Times one request and adds up what its answers used; the prompt counts once, cached as its first answer found it. */
 class Stopwatch {

@@ -111,8 +111,8 @@ export function createService(options: ServiceOptions): Service {
     .post('/v1/generate/:request_id/cancel', async (c) => {
       const request_id = c.req.param('request_id')
       const index = c.req.query('index')
-      const usage = await generations.cancel(request_id, index === undefined ? null : Number(index))
-      const answer: CancelResponse = { request_id, usage }
+      const cancelled = await generations.cancel(request_id, index === undefined ? null : Number(index))
+      const answer: CancelResponse = { request_id, ...cancelled }
       return c.json(answer)
     })
     .post('/v1/prefixes', limitBody, async (c) => {

@@ -2,7 +2,7 @@
  * The wire between gateway and backend: token ids in, token ids out, over SSE; one event per engine step and request.
  *
  *   POST /v1/generate                        GenerateRequest -> events: GenerateEvent ... , the last one has `finish_reason`
- *   POST /v1/generate/{request_id}/cancel    -> { usage }; idempotent, usage is kept for 10 minutes
+ *   POST /v1/generate/{request_id}/cancel    -> { usage, finish_reason }; idempotent, kept for 10 minutes
  *                                            ?index=i stops one of several answers
  *   POST /v1/prefixes                        PrefixRequest -> PrefixResponse, once the prefix is computed
  *   GET  /v1/model                           -> ModelCard
@@ -119,6 +119,8 @@ export interface CancelResponse {
   request_id: string
   /** null: nothing known under that id. */
   usage: TokenUsage | null
+  /** How it ended, `cancelled` where this or another call stopped it; null: it goes on, or is not known. */
+  finish_reason: FinishReason | 'error' | null
 }
 
 export interface WireError {

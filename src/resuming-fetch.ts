@@ -127,15 +127,19 @@ async function again({ url, init, id, last }: Stream, send: typeof fetch): Promi
     const response = await send(events, { headers, ...signal })
     if (isEventStream(response)) return response
     await response.body?.cancel()
-    if (response.status !== 404) throw new Error(`The server answered ${response.status}.`)
+    if (response.status !== 404) throw refusal(response.status)
   }
   const repeated = new Headers(init.headers)
   if (last !== null) repeated.set('last-event-id', last)
   const response = await send(url, { ...init, headers: repeated })
   if (isEventStream(response)) return response
   await response.body?.cancel()
-  const why = `The server answered ${response.status}.`
-  throw response.status < 500 && response.status !== 429 ? new Refused(why) : new Error(why)
+  throw refusal(response.status)
+}
+
+function refusal(status: number): Error {
+  const why = `The server answered ${status}.`
+  return status < 500 && status !== 429 ? new Refused(why) : new Error(why)
 }
 
 /** Each event with its blank line, as it came; what a broken stream leaves of one is dropped. */

@@ -11,7 +11,6 @@ import {
   type ModelCard,
   type PrefixRequest,
   type PrefixResponse,
-  type TokenUsage,
   type WireError,
 } from '../../src/protocol.ts'
 import { readSse, type SseEvent } from '../../src/sse.ts'
@@ -142,17 +141,21 @@ class Watch {
 /** Longest wait for a first token: a full queue and a long prefill before it. */
 const firstTokenMs = (env: Env) => Number(env.FIRST_TOKEN_SECONDS) * 1000
 
+/** Stops a generation and says what it has used; null when the backend knows nothing of it. */
+export const cancel = async (env: Env, requestId: string, index: number | null = null) =>
+  (await stop(env, requestId, index)).usage
+
 /**
- * Stops a generation and says what it has used; null when the backend knows nothing of it.
+ * The same, and how it ended: it may have been over.
  * @param index one of its answers, the others go on; null: all of it
  */
-export async function cancel(
+export async function stop(
   env: Env,
   requestId: string,
   index: number | null = null,
-): Promise<TokenUsage | null> {
+): Promise<CancelResponse> {
   const path = `/v1/generate/${encodeURIComponent(requestId)}/cancel${index === null ? '' : `?index=${index}`}`
-  return (await ask<CancelResponse>(env, path, { method: 'POST' }, probe_ms)).usage
+  return ask<CancelResponse>(env, path, { method: 'POST' }, probe_ms)
 }
 
 /** Computes a prompt into the prefix cache; answers when it is there. */

@@ -162,7 +162,12 @@ export class ChunkWriter {
     const usages = this.#form.includeUsage
       ? this.#event({ ...this.#head, choices: [], usage: usage(delta.usage), ...timing(delta) })
       : ''
-    return last + usages + encodeSse({ data: '[DONE]', id: String(this.#id++) })
+    const id = this.#id++
+    if (id < this.#form.after)
+      throw new ApiError('invalid_value', `Last-Event-ID is beyond this answer, whose last event is ${id}.`, {
+        param: 'last-event-id',
+      })
+    return id === this.#form.after ? '' : last + usages + encodeSse({ data: '[DONE]', id: String(id) })
   }
 
   #chunk(

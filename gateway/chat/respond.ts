@@ -46,13 +46,17 @@ export async function respond(
     if (soon !== late) return c.json(soon)
     return c.body(patientJson(answer, abort), 200, { 'content-type': 'application/json' })
   }
-  const silent = (await within(first, stream_patience_ms)) === late
+  const writer = new ChunkWriter(form)
+  const opening = open(writer, first, deltas)
+  const opened = await within(opening, stream_patience_ms)
   begun()
+  // To a browser's EventSource any other end is a reason to come back.
+  if (opened !== late && opened.text === '') return c.body(null, 204)
   c.header('content-type', 'text/event-stream; charset=utf-8')
   c.header('cache-control', 'no-cache, no-transform')
   c.header('x-accel-buffering', 'no')
   const out = new PacedWriter(abort)
-  c.executionCtx.waitUntil(writeEvents(out, new ChunkWriter(form), { first, deltas, silent }))
+  c.executionCtx.waitUntil(writeEvents(out, writer, { opening, deltas, silent: opened === late }))
   return c.body(out.readable, 200)
 }
 
@@ -79,22 +83,51 @@ function patientJson(answer: Promise<unknown>, abort: () => void): ReadableStrea
   )
 }
 
-/** @param silent the first delta is late: the client hears of it. */
+interface Opening {
+  /** Empty: the caller has all of the answer already. */
+  text: string
+  isOver: boolean
+}
+
+/** Up to the first event that the caller has not. Throws where it cannot have what it says it has. */
+async function open(
+  writer: ChunkWriter,
+  first: Promise<IteratorResult<Delta[]>>,
+  deltas: Deltas,
+): Promise<Opening> {
+  try {
+    for (let item = first; ; item = deltas.next()) {
+      const { done, value } = await item
+      if (done === true) throw endedEarly()
+      const text = writer.chunks(value)
+      const isOver = value.some(isFinishDelta)
+      if (isOver && text === '') await deltas.return(undefined)
+      if (isOver || text !== '') return { text, isOver }
+    }
+  } catch (cause) {
+    await deltas.return(undefined)
+    throw cause
+  }
+}
+
+/** @param silent what comes first is late: the client hears of it. */
 async function writeEvents(
   out: PacedWriter,
   writer: ChunkWriter,
-  { first, deltas, silent }: { first: Promise<IteratorResult<Delta[]>>; deltas: Deltas; silent: boolean },
+  { opening, deltas, silent }: { opening: Promise<Opening>; deltas: Deltas; silent: boolean },
 ): Promise<void> {
   if (silent) out.beat(sse_ping, beat_ms)
   try {
-    let item = await first
+    let { text, isOver } = await opening
     out.beat(sse_ping, heartbeat_ms)
     for (;;) {
-      if (item.done === true) throw new ApiError('internal_error', 'The answer ended without a finish.')
-      out.add(writer.chunks(item.value))
-      if (out.gone || item.value.some(isFinishDelta)) break
+      out.add(text)
+      if (out.gone || isOver) break
       if (out.full) await out.room()
-      item = await deltas.next()
+      const { done, value } = await deltas.next()
+      if (done === true) throw endedEarly()
+      text = writer.chunks(value)
+      isOver = value.some(isFinishDelta)
     }
     await deltas.return(undefined)
   } catch (cause) {
@@ -104,3 +137,5 @@ async function writeEvents(
   }
   await out.end()
 }
+
+const endedEarly = () => new ApiError('internal_error', 'The answer ended without a finish.')

@@ -41,6 +41,13 @@ interface Live {
   ended_ms: number | null
 }
 
+export interface Cancelled {
+  /** `completed`: there was nothing left to stop. */
+  status: 'cancelled' | 'completed'
+  /** null: others go on with it. */
+  usage: TokenUsage | null
+}
+
 type Admitted = Pick<Generation, 'headers' | 'capped'>
 const hasFailed = ({ flight }: Live): boolean => flight.state === 'failed'
 const free: Admitted = { headers: {}, capped: false }
@@ -127,23 +134,27 @@ export class Flights extends DurableObject<Env> {
     })
   }
 
-  async cancel(id: string): Promise<{ usage: TokenUsage | null } | null> {
+  /** null: nothing is known of it, or it failed. */
+  async cancel(id: string): Promise<Cancelled | null> {
     const live = this.#live(id)
     if (live === undefined) return this.#cancelStored(id)
-    const ticket = live.flight.tickets.get(id)
+    const { flight, wire } = live
+    const ticket = flight.tickets.get(id)
     if (ticket === undefined) return null
-    live.flight.cancel(ticket)
-    if (live.flight.state !== 'failed') return { usage: live.flight.usage() }
-    return { usage: await backend.cancel(this.env, live.wire).catch(() => null) }
+    if (flight.state === 'done') return { status: 'completed', usage: flight.usage() }
+    flight.cancel(ticket)
+    const isStopped = flight.signal.aborted
+    const usage = isStopped ? await backend.cancel(this.env, wire).catch(() => null) : null
+    return { status: 'cancelled', usage }
   }
 
   /** What was interrupted is not taken up in order to be stopped. */
-  #cancelStored(id: string): { usage: TokenUsage | null } | null {
+  #cancelStored(id: string): Cancelled | null {
     const stored = this.#store.find(id)?.flight
     if (stored === undefined) return null
-    if (stored.done) return { usage: this.#restore(stored).flight.usage() }
+    if (stored.done) return { status: 'completed', usage: this.#restore(stored).flight.usage() }
     this.#store.dropTicket(id, stored.id)
-    return { usage: null }
+    return { status: 'cancelled', usage: null }
   }
 
   claim(

@@ -1,12 +1,12 @@
 /** Generations under their ids: read again from where a stream broke, or cancelled. */
 import { ApiError } from '../../src/errors.ts'
-import type { TokenUsage } from '../../src/protocol.ts'
 import { lastEventId } from '../chat/answer-form.ts'
 import { factory } from '../app-env.ts'
-import { cancel } from '../chat/backend.ts'
+import { stop } from '../chat/backend.ts'
 import { whileListening } from '../chat/chat.ts'
 import { attachToFlight } from './flight-client.ts'
 import { flightsOf, shardOf, wireId } from './flight-names.ts'
+import type { Cancelled } from './flights.ts'
 import { respond } from '../chat/respond.ts'
 
 const notFound = (id: string) =>
@@ -26,7 +26,10 @@ export const events = factory.createHandlers(async function events(c) {
   return respond(c, form, found.deltas, leave)
 })
 
-/** DELETE /v1/generations/{id}: stops it for its caller, and the engine when nobody else reads it. */
+/**
+ * DELETE /v1/generations/{id}: stops it for its caller, and the engine when nobody else reads it. One that was over is
+ * left as it is and said to be `completed`, as OpenAI's responses.cancel gives the final state of what it cannot stop.
+ */
 export const cancelGeneration = factory.createHandlers(async function cancelGeneration(c) {
   const id = c.req.param('id') ?? ''
   const { tenantId } = c.var.caller
@@ -35,12 +38,12 @@ export const cancelGeneration = factory.createHandlers(async function cancelGene
   const cancelled =
     shard === null ? await direct(c.env, tenantId, id) : await flightsOf(c.env, tenantId, shard).cancel(id)
   if (cancelled === null) throw notFound(id)
-  const { usage } = cancelled
-  return c.json({ id, object: 'generation', status: 'cancelled', usage })
+  return c.json({ id, object: 'generation', ...cancelled })
 })
 
 /** Without an object: the backend knows it, or nobody. */
-async function direct(env: Env, tenantId: string, id: string): Promise<{ usage: TokenUsage } | null> {
-  const usage = await cancel(env, wireId(tenantId, id))
-  return usage === null ? null : { usage }
+async function direct(env: Env, tenantId: string, id: string): Promise<Cancelled | null> {
+  const { usage, finish_reason } = await stop(env, wireId(tenantId, id))
+  const status = finish_reason === 'stop' || finish_reason === 'length' ? 'completed' : 'cancelled'
+  return usage === null ? null : { status, usage }
 }

@@ -1,7 +1,7 @@
 /** A backend within the test's own workerd: answers /v1/generate as a script says, and counts what it is asked. */
 import { env } from 'cloudflare:workers'
 import { vi } from 'vitest'
-import type { FinishReason, GenerateRequest } from '../../src/protocol.ts'
+import type { CancelResponse, FinishReason, GenerateRequest } from '../../src/protocol.ts'
 import { tokenizer } from '../../gateway/model.ts'
 
 export interface Run {
@@ -15,6 +15,8 @@ export interface Run {
   crash(): void
   /** The gateway asks for it. */
   cancel(): void
+  /** What it tells who asks. */
+  told: () => Pick<CancelResponse, 'usage' | 'finish_reason'>
 }
 
 export interface ScriptedBackend {
@@ -42,8 +44,10 @@ export function scriptedBackend(script: (run: Run) => void | Promise<void>): Scr
     if (cancelled !== undefined) {
       const run = runs.find(({ request }) => request.request_id === decodeURIComponent(cancelled))
       if (run !== undefined && !run.ended) run.cancel()
-      const usage = run === undefined ? null : { prompt: 1, cached: 0, completion: 0 }
-      return Response.json({ request_id: cancelled, usage })
+      return Response.json({
+        request_id: cancelled,
+        ...(run?.told() ?? { usage: null, finish_reason: null }),
+      })
     }
     if (url.pathname !== '/v1/generate') return new Response('not found', { status: 404 })
     const { run, body } = start(JSON.parse(init?.body as string) as GenerateRequest)
@@ -65,6 +69,8 @@ export function scriptedBackend(script: (run: Run) => void | Promise<void>): Scr
 function start(request: GenerateRequest): { run: Run; body: ReadableStream<Uint8Array> } {
   let controller: ReadableStreamDefaultController<Uint8Array> | undefined
   let completion = 0
+  let ended: FinishReason | null = null
+  const usage = () => ({ prompt: request.token_ids.length, cached: 0, completion })
   const send = (event: object) =>
     controller?.enqueue(new TextEncoder().encode(`data: ${JSON.stringify(event)}\n\n`))
   const run: Run = {
@@ -79,10 +85,11 @@ function start(request: GenerateRequest): { run: Run; body: ReadableStream<Uint8
     finish(reason = 'stop') {
       if (run.ended) return
       run.ended = true
+      ended = reason
       send({
         index: 0,
         finish_reason: reason,
-        usage: { prompt: request.token_ids.length, cached: 0, completion },
+        usage: usage(),
         timing: { queue_ms: 1, prefill_ms: 2, decode_ms: 3 },
       })
       controller?.close()
@@ -92,6 +99,7 @@ function start(request: GenerateRequest): { run: Run; body: ReadableStream<Uint8
       controller?.error(new Error('connection reset'))
     },
     cancel: () => void (run.cancelled = true),
+    told: () => ({ usage: usage(), finish_reason: ended ?? 'cancelled' }),
   }
   // Ends where its stream belongs: to whoever asks, it may be that of another object, or of one that is gone.
   const watch = setInterval(() => {

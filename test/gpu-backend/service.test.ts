@@ -168,7 +168,7 @@ describe.each<[string, () => Promise<Engine>]>([
     caller.abort()
     await until(idle, 1000)
     const first = await service.cancel(id)
-    expect(first).toMatchObject({ request_id: id, usage: { prompt: 4 } })
+    expect(first).toMatchObject({ request_id: id, usage: { prompt: 4 }, finish_reason: 'cancelled' })
     const { completion } = (first as { usage: { completion: number } }).usage
     expect(completion).toBeGreaterThan(0)
     expect(completion).toBeLessThan(8000)
@@ -185,8 +185,14 @@ describe.each<[string, () => Promise<Engine>]>([
     expect(await service.cancel(id)).toEqual(told)
   })
 
+  it('says of one that was over how it had ended', async () => {
+    const { finish } = await read(await service.post('/v1/generate', request()))
+    expect(await service.cancel(id)).toMatchObject({ finish_reason: finish?.finish_reason })
+  })
+
   it('says null for a request it does not know', async () => {
-    expect(await service.cancel('never-seen')).toEqual({ request_id: 'never-seen', usage: null })
+    const unknown = { request_id: 'never-seen', usage: null, finish_reason: null }
+    expect(await service.cancel('never-seen')).toEqual(unknown)
   })
 
   it('refuses a request_id that is under way, and takes it again afterwards', async () => {

@@ -186,11 +186,25 @@ describe('a dropped stream', () => {
     expect(backend.runs).toHaveLength(1)
     const ids = live.events.map((event) => Number(event.id))
     expect(ids).toEqual([...new Set(ids)].toSorted((a, b) => a - b))
-    for (const after of ids) {
+    const last = ids.at(-1) ?? 0
+    for (const after of ids.slice(0, -1)) {
       const rest = await read(await eventsOf(key, id, after))
-      const wanted = live.events.filter(({ id, data }) => Number(id) > after || data === '[DONE]')
-      expect(rest.events).toEqual(wanted)
+      expect(rest.events).toEqual(live.events.filter(({ id }) => Number(id) > after))
     }
+    const whole = await eventsOf(key, id, last)
+    expect([whole.status, await whole.text()]).toEqual([204, ''])
+    const beyond = await eventsOf(key, id, last + 1)
+    expect(beyond.status).toBe(400)
+    expect(await beyond.json()).toMatchObject({ error: { param: 'last-event-id' } })
+  })
+
+  it('that runs says at its end that its caller cannot have had more', async () => {
+    backend = scriptedBackend(slowly(words, 150))
+    const { key } = await newTenant()
+    const { id, leave } = await begin(key, 'count', sampled, resumable)
+    await leave()
+    const beyond = await read(await eventsOf(key, id, 1_000))
+    expect([beyond.status, beyond.error, beyond.text]).toEqual([200, 'invalid_value', ''])
   })
 
   it('goes on when the request is repeated', async () => {
@@ -200,6 +214,10 @@ describe('a dropped stream', () => {
     const after = Number(whole.events[4]?.id)
     const rest = await ask(key, 'count', { stream: true }, { 'last-event-id': `${after}` })
     expect(rest.events.map(({ id }) => id)).toEqual(whole.events.slice(5).map(({ id }) => id))
+    const last = Number(whole.events.at(-1)?.id)
+    const after_ = (id: number) =>
+      post(key, { ...question('count'), stream: true }, { 'last-event-id': `${id}` })
+    expect([(await after_(last)).status, (await after_(last + 1)).status]).toEqual([204, 400])
     expect((await ask(key, 'count', sampled, { 'last-event-id': '3' })).error).toBe('invalid_value')
     expect((await ask(key, 'count', {}, { 'last-event-id': 'x' })).error).toBe('invalid_value')
   })
@@ -277,6 +295,28 @@ describe('cancelling', () => {
     const rest = await read(await eventsOf(key, second.id))
     expect(rest).toMatchObject({ text: words, error: null })
     expect(backend.runs).toHaveLength(1)
+  })
+
+  it('finds nothing to stop in what was over, which stays to be read', async () => {
+    backend = scriptedBackend(saying(words))
+    const { key } = await newTenant()
+    for (const [more, headers] of [
+      [sampled, {}],
+      [sampled, resumable],
+      [{}, resumable],
+    ] as const) {
+      const { generationId } = await ask(key, 'over', more, headers)
+      for (let i = 0; i < 2; i++) {
+        const told = await (await cancel(key, generationId)).json()
+        expect(told).toMatchObject({ status: 'completed', usage: { completion: idsOf(words).length } })
+      }
+      const readable = (await eventsOf(key, generationId)).status
+      expect(readable).toBe(headers === resumable ? 200 : 404)
+    }
+    await abortAllDurableObjects()
+    const stored = (await ask(key, 'kept', sampled, resumable)).generationId
+    await abortAllDurableObjects()
+    expect(await (await cancel(key, stored)).json()).toMatchObject({ status: 'completed' })
   })
 
   it('takes up nothing in order to stop it', async () => {

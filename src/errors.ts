@@ -4,6 +4,8 @@
  */
 const table = {
   invalid_json: [400, 'invalid_request_error'],
+  invalid_encoding: [400, 'invalid_request_error'],
+  incomplete_body: [400, 'invalid_request_error'],
   invalid_value: [400, 'invalid_request_error'],
   unsupported_value: [400, 'invalid_request_error'],
   context_length_exceeded: [400, 'invalid_request_error'],
@@ -20,6 +22,7 @@ const table = {
   conflict: [409, 'invalid_request_error'],
   hook_disabled: [410, 'invalid_request_error'],
   body_too_large: [413, 'invalid_request_error'],
+  unsupported_encoding: [415, 'invalid_request_error'],
   idempotency_conflict: [422, 'invalid_request_error'],
   rate_limit_exceeded: [429, 'rate_limit_error'],
   queue_full: [503, 'server_error'],

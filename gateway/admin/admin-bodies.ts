@@ -1,6 +1,8 @@
 /** What the operator may send, and how it is read. */
+import type { HonoRequest } from 'hono'
 import * as z from 'zod/mini'
 import { parse, parseJson } from '../../src/json-body.ts'
+import { bodyText } from '../body-text.ts'
 
 export const scopes = ['generate', 'jobs', 'hooks', 'templates', 'read'] as const
 export type KeyScope = (typeof scopes)[number]
@@ -44,10 +46,10 @@ export const Rotation = z.strictObject({
 })
 
 export async function readBody<T extends z.core.$ZodType>(
-  req: { text(): Promise<string> },
+  req: HonoRequest,
   schema: T,
 ): Promise<z.core.output<T>> {
-  const text = await req.text()
+  const text = await bodyText(req)
   return parse(schema, text === '' ? {} : parseJson(text))
 }
 

@@ -2,6 +2,7 @@
 import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
 import { parse, parseJson } from '../../src/json-body.ts'
+import { bodyText } from '../body-text.ts'
 import { factory } from '../app-env.ts'
 import { flightsOf } from '../flights/flight-names.ts'
 import { found } from '../found.ts'
@@ -55,7 +56,7 @@ const Lifetime = z.strictObject({
 /** PATCH /v1/cache {ttl_seconds, template?}: for what is kept from now on; 0 keeps nothing, null the gateway's default. */
 export const setLifetime = factory.createHandlers(async function setLifetime(c) {
   const { tenantId } = c.var.caller
-  const { ttl_seconds: ttl_s, template: asked = null } = parse(Lifetime, parseJson(await c.req.text()))
+  const { ttl_seconds: ttl_s, template: asked = null } = parse(Lifetime, parseJson(await bodyText(c.req)))
   const template = asked === null ? null : await known(c.env, tenantId, asked)
   await change(c.env, tenantId, { template, ttl_s })
   return c.json({ ttl_seconds: ttl_s, template })

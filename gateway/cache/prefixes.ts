@@ -6,6 +6,7 @@
 import * as z from 'zod/mini'
 import { renderChat } from '../../src/chat-template.ts'
 import type { TokenUsage } from '../../src/protocol.ts'
+import { bodyText } from '../body-text.ts'
 import { admit } from '../limits/admission.ts'
 import { factory } from '../app-env.ts'
 import { warmPrefix } from '../chat/backend.ts'
@@ -17,7 +18,7 @@ import type { Prompt } from '../chat/prompt.ts'
 const Pin = z.object({ pin_seconds: z.optional(z.nullable(z.number().check(z.gte(0), z.lte(7 * 86_400)))) })
 
 export const prefixes = factory.createHandlers(async function prefixes(c) {
-  const parsed = parse(Pin, parseJson(await c.req.text()))
+  const parsed = parse(Pin, parseJson(await bodyText(c.req)))
   const { caller, prompt } = c.var
   const tokenIds = withoutTurn(prompt.tokenIds)
   const asked: Prompt = {

@@ -2,6 +2,7 @@
 import { bodyLimit } from 'hono/body-limit'
 import { ApiError } from '../../src/errors.ts'
 import { factory } from '../app-env.ts'
+import { received } from '../body-text.ts'
 
 const body_bytes_max = 4 * 1024 * 1024
 
@@ -18,5 +19,5 @@ const limit = bodyLimit({
 export const limitedBody = factory.createMiddleware(async function limitedBody(c, next) {
   const said = c.req.header('transfer-encoding') === undefined ? c.req.header('content-length') : undefined
   // To ask for the body as a stream, as the library does first, costs more than the rest.
-  return Number(said) <= body_bytes_max ? next() : limit(c, next)
+  return Number(said) <= body_bytes_max ? next() : received(limit(c, next))
 })

@@ -2,6 +2,7 @@
 import { ApiError } from '../../src/errors.ts'
 import { renderChat } from '../../src/chat-template.ts'
 import { resolveSampling, type ResolvedSampling } from '../../src/sampling.ts'
+import { bodyText } from '../body-text.ts'
 import { factory } from '../app-env.ts'
 import { parseJson } from '../../src/json-body.ts'
 import { parseChatRequest, type ChatRequest } from './chat-request.ts'
@@ -24,7 +25,7 @@ export interface Prompt {
 }
 
 export const prompt = factory.createMiddleware(async function prompt(c, next) {
-  const prepared = await prepare(c.env, c.var.caller, parseJson(await c.req.text()))
+  const prepared = await prepare(c.env, c.var.caller, parseJson(await bodyText(c.req)))
   c.set('chat', prepared.chat)
   c.set('prompt', { ...prepared.prompt, priority: c.var.priority ?? 0 })
   await next()

@@ -3,6 +3,7 @@
  * again is answered with the first job, since its id is the job's dedupe key in the tenant's own store.
  */
 import { ApiError } from '../../src/errors.ts'
+import { bodyText } from '../body-text.ts'
 import { factory } from '../app-env.ts'
 import { limitedBody } from '../chat/limited-body.ts'
 import { holding, isHookId, signingOf, storedHook, type HookRecord } from './hook.ts'
@@ -23,7 +24,7 @@ const knownAddress = factory.createMiddleware(async function knownAddress(c, nex
 })
 
 export const inbound = factory.createHandlers(knownAddress, limitedBody, async function inbound(c) {
-  const body = await c.req.text()
+  const body = await bodyText(c.req)
   const hook = await storedHook(c.env, c.req.param('id') ?? '')
   if (hook === null) throw nowhere()
   const signed = { headers: c.req.raw.headers, body }

@@ -2,6 +2,7 @@
 import { Hono, type Context } from 'hono'
 import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
+import { bodyText } from '../body-text.ts'
 import type { AppEnv } from '../app-env.ts'
 import { auth, scope } from '../keys/auth.ts'
 import { checkCallbackUrl } from '../jobs/callback-url.ts'
@@ -61,7 +62,7 @@ const Rotate = z.strictObject({
 export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
   .use(auth, scope('hooks'), standing, limitedBody)
   .post('/', async (c) => {
-    const asked = parse(Fields, parseJson(await c.req.text()))
+    const asked = parse(Fields, parseJson(await bodyText(c.req)))
     const { type, secret } = asked.verify
     const record: HookRecord = {
       id: await newHookId(c.env),
@@ -94,7 +95,7 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
   .get('/:id', async (c) => c.json(view(c, await own(c))))
   .patch('/:id', async (c) => {
     const record = await own(c)
-    const asked = parse(Change, parseJson(await c.req.text()))
+    const asked = parse(Change, parseJson(await bodyText(c.req)))
     const asksElse = ['template', 'messages', 'model', 'sampling'].some((field) => field in asked)
     const after = await changeHook(c.env, record, (before) => ({
       ...before,
@@ -120,7 +121,7 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
   })
   .post('/:id/rotate', async (c) => {
     const record = await own(c)
-    const text = await c.req.text()
+    const text = await bodyText(c.req)
     const {
       target = 'verify',
       secret,

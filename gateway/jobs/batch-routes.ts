@@ -1,6 +1,7 @@
 /** /v1/batches in OpenAI's form; beside it `webhook`, told of batch.completed, failed, expired or cancelled. */
 import { Hono, type Context } from 'hono'
 import * as z from 'zod/mini'
+import { bodyText } from '../body-text.ts'
 import type { AppEnv } from '../app-env.ts'
 import { auth, scope } from '../keys/auth.ts'
 import type { batchView } from './batch.ts'
@@ -27,7 +28,7 @@ const own = (c: Context<AppEnv>) => batchesOf(c.env, c.var.caller.tenantId)
 export const batches: Hono<AppEnv> = new Hono<AppEnv>()
   .use(auth, scope('jobs'), standing, limitedBody)
   .post('/', async (c) => {
-    const { input_file_id, metadata, webhook } = parse(NewBatch, parseJson(await c.req.text()))
+    const { input_file_id, metadata, webhook } = parse(NewBatch, parseJson(await bodyText(c.req)))
     found(await own(c).file(input_file_id))
     const endpoint = await endpointOf(c, { webhook })
     const made = accepted(

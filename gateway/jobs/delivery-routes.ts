@@ -2,6 +2,7 @@
 import { Hono } from 'hono'
 import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
+import { bodyText } from '../body-text.ts'
 import type { AppEnv } from '../app-env.ts'
 import { auth, scope } from '../keys/auth.ts'
 import { parse, parseJson } from '../../src/json-body.ts'
@@ -47,13 +48,13 @@ export const deliveries: Hono<AppEnv> = new Hono<AppEnv>()
     return c.json({ signing_secret: secrets[0], public_key })
   })
   .post('/signing_secret/rotate', async (c) => {
-    const text = await c.req.text()
+    const text = await bodyText(c.req)
     const { grace_seconds = grace_s_default } = parse(Rotate, text === '' ? {} : parseJson(text))
     const secrets = await jobsOf(c.env, c.var.caller.tenantId).rotateSigningSecret(grace_seconds * 1_000)
     return c.json({ signing_secret: secrets[0] })
   })
   .post('/replay', async (c) => {
-    const { since, status = 'dead' } = parse(Replay, parseJson(await c.req.text()))
+    const { since, status = 'dead' } = parse(Replay, parseJson(await bodyText(c.req)))
     const replayed = await jobsOf(c.env, c.var.caller.tenantId).replaySince(since * 1_000, status)
     return c.json({ replayed }, 202)
   })

@@ -2,6 +2,7 @@
 import { Hono, type Context } from 'hono'
 import { ApiError } from '../../src/errors.ts'
 import type { AppEnv } from '../app-env.ts'
+import { requireUncompressed } from '../body-text.ts'
 import { auth, scope } from '../keys/auth.ts'
 import { standing } from '../limits/count.ts'
 import { fileKey, newFileId, writeFile, type StoredFile } from './file-store.ts'
@@ -18,6 +19,7 @@ const keyOf = (c: Context<AppEnv>, id: string) => fileKey(c.var.caller.tenantId,
 export const files: Hono<AppEnv> = new Hono<AppEnv>()
   .use(auth, scope('jobs'), standing)
   .post('/', async (c) => {
+    requireUncompressed(c.req)
     const { body } = c.req.raw
     if (!(await own(c).hasRoomForFile()))
       throw new ApiError('conflict', 'You keep 1,000 files, and more are not held: delete some first.')

@@ -2,6 +2,7 @@
 import { Hono, type Context } from 'hono'
 import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
+import { bodyText } from '../body-text.ts'
 import { factory, type AppEnv } from '../app-env.ts'
 import { auth, requireScope, scope } from '../keys/auth.ts'
 import { checkCallbackUrl } from './callback-url.ts'
@@ -39,7 +40,7 @@ const own = (c: Context<AppEnv>) => jobsOf(c.env, c.var.caller.tenantId)
 
 /** `background: true`: the same body, answered with a job, for keys that may make jobs. */
 export const background = factory.createMiddleware(async function background(c, next) {
-  const text = await c.req.text()
+  const text = await bodyText(c.req)
   if (!text.includes('"background"')) return next()
   const json = parseJson(text)
   const parsed = z.safeParse(Background, json)
@@ -60,7 +61,7 @@ export const background = factory.createMiddleware(async function background(c, 
 export const jobs: Hono<AppEnv> = new Hono<AppEnv>()
   .use(auth, scope('jobs'), standing, limitedBody)
   .post('/', async (c) => {
-    const parsed = parse(NewJob, parseJson(await c.req.text()))
+    const parsed = parse(NewJob, parseJson(await bodyText(c.req)))
     return accept(c, parsed.request, parsed)
   })
   .get('/', async (c) => {

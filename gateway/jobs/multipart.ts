@@ -3,6 +3,7 @@
  * passes through an isolate of 128. Only what could be the beginning of the next boundary is held back.
  */
 import { ApiError } from '../../src/errors.ts'
+import { received } from '../body-text.ts'
 
 export interface Part {
   name: string
@@ -107,7 +108,7 @@ class Source {
   }
 
   async #more(): Promise<void> {
-    const { value, done } = await this.#reader.read()
+    const { value, done } = await received(this.#reader.read())
     if (done) throw broken('it ends early')
     this.#held = joined(this.#held, value)
   }

@@ -5,6 +5,7 @@
 import { Hono, type Context } from 'hono'
 import * as z from 'zod/mini'
 import { ApiError } from '../../src/errors.ts'
+import { bodyText } from '../body-text.ts'
 import type { AppEnv } from '../app-env.ts'
 import { found } from '../found.ts'
 import { pageSize } from '../page-size.ts'
@@ -42,7 +43,7 @@ function routes(
   }
   return new Hono<AppEnv>()
     .post('/', async (c) => {
-      const json = parseJson(await c.req.text())
+      const json = parseJson(await bodyText(c.req))
       const { name } = parse(Name, json)
       const body = parseTemplate(json)
       const id = `${prefix}${crypto.randomUUID().replaceAll('-', '')}`
@@ -68,7 +69,7 @@ function routes(
       return c.body(null, 204)
     })
     .post('/:id/versions', async (c) => {
-      const body = parseTemplate(parseJson(await c.req.text()))
+      const body = parseTemplate(parseJson(await bodyText(c.req)))
       const id = own(c)
       const info = found(await held(c).addVersion(id, JSON.stringify(body)))
       warm(c, id, body)
@@ -98,13 +99,13 @@ function routes(
     })
     .post('/:id/pin', async (c) => {
       const id = own(c)
-      const { version } = parse(Pin, parseJson(await c.req.text()))
+      const { version } = parse(Pin, parseJson(await bodyText(c.req)))
       const { latest_version } = found(await held(c).get(id))
       return c.json(found(await held(c).use(id, version ?? latest_version, version !== null)))
     })
     .post('/:id/rollback', async (c) => {
       const id = own(c)
-      const text = await c.req.text()
+      const text = await bodyText(c.req)
       const asked = parse(Rollback, text === '' ? {} : parseJson(text))
       const { version } = found(await held(c).get(id))
       const to = asked.version ?? version - 1

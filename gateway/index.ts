@@ -20,6 +20,7 @@ import { background, jobs } from './jobs/job-routes.ts'
 import { adminAuth, auth, scope } from './keys/auth.ts'
 import { count, standing } from './limits/count.ts'
 import { tenantUsage } from './limits/usage.ts'
+import { mayUse, requireModel } from './keys/models.ts'
 import { model } from './model.ts'
 import { templates } from './templates/template-routes.ts'
 
@@ -80,11 +81,11 @@ const app = new Hono<AppEnv>()
   .delete('/v1/cache', auth, scope('generate'), standing, ...purge)
   .patch('/v1/cache', auth, scope('generate'), standing, limitedBody, ...setLifetime)
   .delete('/admin/cache', adminAuth, audited('cache'), ...purgeTenant)
-  .get('/v1/models', auth, scope('read'), standing, (c) => c.json({ object: 'list', data: [modelObject] }))
+  .get('/v1/models', auth, scope('read'), standing, (c) =>
+    c.json({ object: 'list', data: mayUse(c.var.caller, model.id) ? [modelObject] : [] }),
+  )
   .get('/v1/models/:id{.+}', auth, scope('read'), standing, (c) => {
-    const id = c.req.param('id')
-    if (id !== model.id)
-      throw new ApiError('model_not_found', `The model '${id}' does not exist here.`, { param: 'model' })
+    requireModel(c.var.caller, c.req.param('id'))
     return c.json(modelObject)
   })
   .on(

@@ -15,7 +15,6 @@ const table = {
   invalid_signature: [401, 'authentication_error'],
   insufficient_scope: [403, 'permission_error'],
   tenant_suspended: [403, 'permission_error'],
-  model_not_allowed: [403, 'permission_error'],
   model_not_found: [404, 'invalid_request_error'],
   not_found: [404, 'invalid_request_error'],
   method_not_allowed: [405, 'invalid_request_error'],

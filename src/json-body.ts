@@ -29,10 +29,32 @@ function invalid(issue: z.core.$ZodIssue | undefined): ApiError {
     '',
   )
   const where = param === '' ? 'The body' : `'${param}'`
-  const missing = issue !== undefined && param !== '' && issue.input === undefined && keys.length === 0
-  const what = issue === undefined ? 'is not understood' : wrong(issue)
-  const message = missing ? `${where} is missing: it ${what}.` : `${where} ${what}.`
+  if (issue === undefined) return new ApiError('invalid_value', `${where} is not understood.`)
+  const missing = param !== '' && given(issue) === undefined && keys.length === 0
+  const what = wrong(issue)
+  const message = missing ? `${where} is missing: it ${what}.` : `${where} ${what}${instead(issue)}.`
   return new ApiError('invalid_value', message, param === '' ? {} : { param })
+}
+
+/** What stood there; of objects that are told apart by one of their fields, what stood in that. */
+function given({ code, input, ...issue }: z.core.$ZodIssue): unknown {
+  const field = code === 'invalid_union' && 'discriminator' in issue ? issue.discriminator : undefined
+  return typeof field === 'string' ? (input as Record<string, unknown>)[field] : input
+}
+
+const shown_chars_max = 40
+
+/** `, not 17`, where one value was wanted and another stood there. */
+function instead(issue: z.core.$ZodIssue): string {
+  const isBound = issue.code === 'too_small' || issue.code === 'too_big'
+  const isChoice = issue.code === 'invalid_union' && 'discriminator' in issue
+  if (isBound ? typeof issue.input !== 'number' : !isChoice && !/^invalid_(type|value)$/.test(issue.code))
+    return ''
+  const value = given(issue)
+  if (Array.isArray(value)) return ', not a list'
+  if (typeof value === 'object' && value !== null) return ', not an object'
+  const text = JSON.stringify(value)
+  return `, not ${text.length > shown_chars_max ? `${text.slice(0, shown_chars_max)}..."` : text}`
 }
 
 /** zod's own words where no schema has set others. */

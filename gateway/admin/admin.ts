@@ -6,12 +6,13 @@ import { Hono, type Context } from 'hono'
 import { ApiError } from '../../src/errors.ts'
 import { keyPrefix, makeKey } from '../../src/keys.ts'
 import { found } from '../found.ts'
+import { numberedCursor, pageSize } from '../list-query.ts'
 import { given, NewKey, NewTenant, readBody, Rotation, TenantChange } from './admin-bodies.ts'
 import { factory, type AppEnv } from '../app-env.ts'
 import { adminAuth } from '../keys/auth.ts'
 import { directoryOf, forgetKey, hashKey } from '../keys/identify.ts'
 import { unlimited, type Limits } from '../limits/limits.ts'
-import { keys_max, new_tenant } from '../limits/tenant.ts'
+import { hasExpired, keys_max, new_tenant } from '../limits/tenant.ts'
 import { operatorTemplates } from '../templates/template-routes.ts'
 import { isTenantId, type TenantKey } from '../limits/tenant-record.ts'
 import { operatorUsage } from '../limits/usage.ts'
@@ -39,7 +40,7 @@ export const admin = new Hono<AppEnv>()
     return c.json(record, 201)
   })
   .get('/tenants', async (c) => {
-    const { data, next_cursor } = await registryOf(c).tenants(cursor(c), limit(c))
+    const { data, next_cursor } = await registryOf(c).tenants(numberedCursor(c) ?? 0, pageSize(c))
     const records = await Promise.all(data.map((id) => c.env.TENANT.getByName(id).get()))
     return c.json({ data: records.filter((record) => record !== null), next_cursor })
   })
@@ -69,6 +70,8 @@ export const admin = new Hono<AppEnv>()
     const asked = await readBody(c.req, NewKey)
     const { id: tenantId } = found(await tenantOf(c).get())
     const { name, scopes = null, models = null, expires_at = null, limits } = asked
+    if (hasExpired({ expires_at }))
+      throw new ApiError('invalid_value', "'expires_at' has passed already.", { param: 'expires_at' })
     const id = `key_${randomId()}`
     const settings = { name, scopes, models, expires_at, limits: { ...unlimited, ...given(limits ?? {}) } }
     const made = await makeFor(c, tenantId, { ...settings, id, budget_id: id })
@@ -92,6 +95,7 @@ export const admin = new Hono<AppEnv>()
     const { id: tenantId } = found(await tenant.get())
     const old = found(await tenant.key(c.req.param('key')))
     const { name, scopes, models, limits, budget_id, expires_at } = old
+    if (hasExpired(old)) throw new ApiError('conflict', 'This key has expired: issue a new one.')
     const id = `key_${randomId()}`
     const made = await makeFor(c, tenantId, { id, name, scopes, models, limits, budget_id, expires_at })
     const until = Math.min(nowS() + grace_seconds, old.expires_at ?? Infinity)
@@ -101,8 +105,8 @@ export const admin = new Hono<AppEnv>()
   })
   .get('/audit', async (c) => {
     const { data, next_cursor } = await registryOf(c).audit(
-      cursor(c),
-      limit(c),
+      numberedCursor(c),
+      pageSize(c),
       c.req.query('tenant') ?? null,
     )
     return c.json({
@@ -173,7 +177,5 @@ const modelLimits = (models: Record<string, LooseLimits | null>): Record<string,
   )
 
 const registryOf = (c: C) => c.env.REGISTRY.getByName('registry')
-const cursor = (c: C): number => Number(c.req.query('cursor') ?? 0) || 0
-const limit = (c: C): number => Number(c.req.query('limit') ?? 20) || 20
 const randomId = () => crypto.randomUUID().replaceAll('-', '')
 const nowS = () => Math.floor(Date.now() / 1000)

@@ -74,8 +74,12 @@ export class Registry extends DurableObject<Env> {
   }
 
   /** Newest first; the detail as JSON text. */
-  audit(cursor: number, limit: number, tenantId: string | null): Page<AuditEntry & { detail: string }> {
-    const before = cursor > 0 ? cursor : Number.MAX_SAFE_INTEGER
+  audit(
+    cursor: number | null,
+    limit: number,
+    tenantId: string | null,
+  ): Page<AuditEntry & { detail: string }> {
+    const before = cursor ?? Number.MAX_SAFE_INTEGER
     const rows = this.ctx.storage.sql
       .exec<Omit<AuditEntry, 'detail'> & { detail: string }>(
         'SELECT * FROM audit WHERE id < ? AND (? IS NULL OR tenant_id = ?) ORDER BY id DESC LIMIT ?',

@@ -40,7 +40,10 @@ const Message = z.discriminatedUnion(
     }),
     z.object({ role: z.literal('tool'), content: Content, tool_call_id: nullish(z.string()) }),
   ],
-  { error: 'must have a role: system, developer, user, assistant or tool' },
+  {
+    error: ({ code }) =>
+      code === 'invalid_union' ? 'must be system, developer, user, assistant or tool' : null,
+  },
 )
 
 const s = Sampling.shape

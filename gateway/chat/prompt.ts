@@ -7,6 +7,7 @@ import { factory } from '../app-env.ts'
 import { parseJson } from '../../src/json-body.ts'
 import { parseChatRequest, type ChatRequest } from './chat-request.ts'
 import type { Caller } from '../keys/identify.ts'
+import { requireModel } from '../keys/models.ts'
 import { model, tokenizer } from '../model.ts'
 import { useTemplate, type TemplateUse } from '../templates/template-use.ts'
 
@@ -39,19 +40,7 @@ export async function prepare(
 ): Promise<{ chat: ChatRequest; prompt: Prompt }> {
   const { json, used } = await useTemplate(env, caller.tenantId, body)
   const chat = parseChatRequest(json)
-  if (chat.model !== model.id) {
-    throw new ApiError(
-      'model_not_found',
-      `The model '${chat.model}' does not exist here; GET /v1/models lists what does.`,
-      { param: 'model' },
-    )
-  }
-  const { models } = caller
-  if (models !== null && !models.includes(chat.model)) {
-    throw new ApiError('model_not_allowed', `This key may not use the model '${chat.model}'.`, {
-      param: 'model',
-    })
-  }
+  requireModel(caller, chat.model)
   return { chat, prompt: render(chat, used) }
 }
 

@@ -27,7 +27,7 @@ import {
 import { renderRequest } from './hook-request.ts'
 import { chosenEvents, jobsOf } from '../jobs/job-routes.ts'
 import { found } from '../found.ts'
-import { pageSize } from '../page-size.ts'
+import { cursorOf, pageSize } from '../list-query.ts'
 import { model } from '../model.ts'
 
 const Secret = z.string().check(z.minLength(8), z.maxLength(512))
@@ -85,7 +85,10 @@ export const hooks: Hono<AppEnv> = new Hono<AppEnv>()
   })
   .get('/', async (c) => {
     const limit = pageSize(c)
-    const ids = await jobsOf(c.env, c.var.caller.tenantId).hooks(c.req.query('cursor') ?? '', limit + 1)
+    const ids = await jobsOf(c.env, c.var.caller.tenantId).hooks(
+      cursorOf(c, /^hook_[0-9a-f]{32}$/),
+      limit + 1,
+    )
     const page = ids.slice(0, limit)
     const next = ids.length > limit ? (page.at(-1) ?? null) : null
     const records = await Promise.all(page.map((id) => readHook(c.env, id)))

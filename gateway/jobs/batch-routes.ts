@@ -11,7 +11,7 @@ import { limitedBody } from '../chat/limited-body.ts'
 import { batchesOf } from './file-routes.ts'
 import { accepted, endpointOf, stored, WebhookFields } from './job-routes.ts'
 import { found } from '../found.ts'
-import { pageSize } from '../page-size.ts'
+import { cursorOf, pageSize } from '../list-query.ts'
 
 type Batch = ReturnType<typeof batchView>
 
@@ -47,7 +47,9 @@ export const batches: Hono<AppEnv> = new Hono<AppEnv>()
   })
   .get('/', async (c) => {
     const limit = pageSize(c)
-    const data = JSON.parse(await own(c).list(c.req.query('after') ?? '', limit + 1)) as Batch[]
+    const data = JSON.parse(
+      await own(c).list(cursorOf(c, /^batch_[0-9a-f]{32}$/, 'after'), limit + 1),
+    ) as Batch[]
     const page = data.slice(0, limit)
     const [first_id, last_id] = [page[0]?.id ?? null, page.at(-1)?.id ?? null]
     return c.json({ object: 'list', data: page, first_id, last_id, has_more: data.length > limit })

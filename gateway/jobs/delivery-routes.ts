@@ -1,7 +1,6 @@
 /** What was or must be delivered: the log, the dead letters, and sending again; and the tenant's signing secret. */
 import { Hono } from 'hono'
 import * as z from 'zod/mini'
-import { ApiError } from '../../src/errors.ts'
 import { bodyText } from '../body-text.ts'
 import type { AppEnv } from '../app-env.ts'
 import { auth, scope } from '../keys/auth.ts'
@@ -10,10 +9,10 @@ import { standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
 import { jobsOf, seconds } from './job-routes.ts'
 import { found } from '../found.ts'
-import { pageSize } from '../page-size.ts'
+import { cursorOf, pageSize, statusOf } from '../list-query.ts'
 import type { DeliveryRow } from './outbox.ts'
 
-const statuses = ['pending', 'sending', 'delivered', 'dead']
+const statuses = ['pending', 'sending', 'delivered', 'dead'] as const
 
 /** For how long what was replaced still signs beside the new one. */
 export const GraceSeconds = z.optional(z.int().check(z.gte(0), z.lte(30 * 24 * 3600)))
@@ -29,15 +28,10 @@ const Replay = z.strictObject({
 export const deliveries: Hono<AppEnv> = new Hono<AppEnv>()
   .use(auth, scope('jobs'), standing, limitedBody)
   .get('/', async (c) => {
-    const status = c.req.query('status') ?? null
-    if (status !== null && !statuses.includes(status))
-      throw new ApiError('invalid_value', `'status' is one of ${statuses.join(', ')}.`, { param: 'status' })
     const limit = pageSize(c)
-    const rows = await jobsOf(c.env, c.var.caller.tenantId).deliveries(
-      status,
-      c.req.query('cursor') ?? '',
-      limit + 1,
-    )
+    const cursor = cursorOf(c, /^dlv_\w+$/)
+    const { tenantId } = c.var.caller
+    const rows = await jobsOf(c.env, tenantId).deliveries(statusOf(c, statuses), cursor, limit + 1)
     const page = rows.slice(0, limit)
     const next = rows.length > limit ? (page.at(-1)?.id ?? null) : null
     return c.json({ object: 'list', data: page.map(view), next_cursor: next, has_more: next !== null })

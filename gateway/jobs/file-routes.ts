@@ -7,7 +7,7 @@ import { auth, scope } from '../keys/auth.ts'
 import { standing } from '../limits/count.ts'
 import { fileKey, newFileId, writeFile, type StoredFile } from './file-store.ts'
 import { found } from '../found.ts'
-import { pageSize } from '../page-size.ts'
+import { cursorOf, pageSize } from '../list-query.ts'
 import { partText, readMultipart } from './multipart.ts'
 
 const file_bytes_max = 100 * 1024 * 1024
@@ -52,7 +52,7 @@ export const files: Hono<AppEnv> = new Hono<AppEnv>()
   })
   .get('/', async (c) => {
     const limit = pageSize(c)
-    const data = await own(c).files(c.req.query('after') ?? '', limit + 1)
+    const data = await own(c).files(cursorOf(c, /^file-[0-9a-f]{32}$/, 'after'), limit + 1)
     const page = data.slice(0, limit)
     const [first_id, last_id] = [page[0]?.id ?? null, page.at(-1)?.id ?? null]
     return c.json({ object: 'list', data: page, first_id, last_id, has_more: data.length > limit })

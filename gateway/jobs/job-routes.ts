@@ -10,8 +10,8 @@ import { parse, parseJson } from '../../src/json-body.ts'
 import { requireStanding, standing } from '../limits/count.ts'
 import { limitedBody } from '../chat/limited-body.ts'
 import { found } from '../found.ts'
-import { pageSize } from '../page-size.ts'
-import { events, isTerminal, jobView, type Endpoint, type JobEvent } from './job.ts'
+import { numberedCursor, pageSize, statusOf, wholeNumber } from '../list-query.ts'
+import { events, isTerminal, jobStatuses, jobView, type Endpoint, type JobEvent } from './job.ts'
 import { prepare } from '../chat/prompt.ts'
 
 /** A row of SQLite holds 2 MB. */
@@ -66,16 +66,14 @@ export const jobs: Hono<AppEnv> = new Hono<AppEnv>()
   })
   .get('/', async (c) => {
     const limit = pageSize(c)
-    const cursor = Number(c.req.query('cursor') ?? Number.MAX_SAFE_INTEGER)
-    if (!Number.isSafeInteger(cursor))
-      throw new ApiError('invalid_value', "'cursor' is not one of ours.", { param: 'cursor' })
-    const rows = await own(c).list(c.req.query('status') ?? null, cursor, limit + 1)
+    const before = numberedCursor(c) ?? Number.MAX_SAFE_INTEGER
+    const rows = await own(c).list(statusOf(c, jobStatuses), before, limit + 1)
     const page = rows.slice(0, limit)
     const next = rows.length > limit ? String(page.at(-1)?.seq) : null
     return c.json({ object: 'list', data: page.map(jobView), next_cursor: next, has_more: next !== null })
   })
   .get('/:id', async (c) => {
-    const wait_s = Math.min(Number(c.req.query('wait') ?? 0) || 0, wait_s_max)
+    const wait_s = Math.min(wholeNumber(c, 'wait') ?? 0, wait_s_max)
     return c.json(jobView(found(await own(c).get(c.req.param('id'), wait_s * 1_000))))
   })
   .post('/:id/cancel', async (c) => c.json(jobView(found(await own(c).cancel(c.req.param('id'))))))

@@ -1,7 +1,8 @@
 /** A job as it is kept and as it is shown; and the event that tells of its end, in OpenAI's envelope. */
 import type { ChatCompletion } from '../chat/answer.ts'
 
-export type JobStatus = 'queued' | 'in_progress' | 'completed' | 'failed' | 'cancelled'
+export const jobStatuses = ['queued', 'in_progress', 'completed', 'failed', 'cancelled'] as const
+export type JobStatus = (typeof jobStatuses)[number]
 
 export const isTerminal = (status: JobStatus): boolean => status !== 'queued' && status !== 'in_progress'
 

@@ -17,21 +17,28 @@ export function limitHeaders({ requests, tokens }: Snapshot): Record<string, str
     if (state === null) continue
     headers[`x-ratelimit-limit-${name}`] = String(state.limit)
     headers[`x-ratelimit-remaining-${name}`] = String(state.remaining)
-    headers[`x-ratelimit-reset-${name}`] = duration(state.reset_ms)
+    const reset_ms = Math.min(state.reset_ms, minute_ms)
+    headers[`x-ratelimit-reset-${name}`] = duration(reset_ms)
     policies.push(`"${name}";q=${state.limit};w=60`)
-    states.push(`"${name}";r=${state.remaining};t=${Math.ceil(state.reset_ms / 1000)}`)
+    states.push(`"${name}";r=${state.remaining};t=${Math.ceil(reset_ms / 1000)}`)
   }
   if (policies.length === 0) return headers
   return { ...headers, 'ratelimit-policy': policies.join(', '), ratelimit: states.join(', ') }
 }
 
-const wording: Record<LimitName, string> = {
-  requests_per_minute: 'requests per minute',
-  tokens_per_minute: 'tokens per minute',
-  concurrent: 'concurrent generations',
-  tokens_per_day: 'tokens per day',
-  tokens_per_month: 'tokens per month',
+const wording: Record<LimitName, { one: string; many: string }> = {
+  requests_per_minute: { one: 'request per minute', many: 'requests per minute' },
+  tokens_per_minute: { one: 'token per minute', many: 'tokens per minute' },
+  concurrent: { one: 'concurrent generation', many: 'concurrent generations' },
+  tokens_per_day: { one: 'token per day', many: 'tokens per day' },
+  tokens_per_month: { one: 'token per month', many: 'tokens per month' },
 }
+const worded = ({ limit, value }: Denial) => `${value} ${wording[limit][value === 1 ? 'one' : 'many']}`
+
+const minute_ms = 60_000
+/** The window forgets in whole slots, and leases lie a second ahead in it: until it is sure to fit may take a little more than a minute. */
+const wait = ({ limit, retry_after_ms }: Denial) =>
+  limit.endsWith('_per_minute') ? Math.min(retry_after_ms, minute_ms) : retry_after_ms
 
 const owner: Record<Denial['scope'], string> = {
   tenant: 'tenant',
@@ -39,11 +46,13 @@ const owner: Record<Denial['scope'], string> = {
   model: "tenant's use of this model",
 }
 
-export function refusal({ limit, scope, value, retry_after_ms }: Denial): ApiError {
+export function refusal(denial: Denial): ApiError {
+  const { limit, scope } = denial
+  const retry_after_ms = wait(denial)
   const again = `Try again in ${duration(retry_after_ms)}.`
   return new ApiError(
     'rate_limit_exceeded',
-    `Rate limit reached: ${value} ${wording[limit]} for this ${owner[scope]} (${limit}). ${again}`,
+    `Rate limit reached: ${worded(denial)} for this ${owner[scope]} (${limit}). ${again}`,
     {
       param: limit,
       retryAfterS: retry_after_ms / 1000,
@@ -52,10 +61,10 @@ export function refusal({ limit, scope, value, retry_after_ms }: Denial): ApiErr
   )
 }
 
-export const tooLarge = ({ limit, scope, value }: Denial, asked: number): ApiError =>
+export const tooLarge = (denial: Denial, asked: number): ApiError =>
   new ApiError(
     'limit_below_request',
-    `Prompt and max_tokens are ${asked} tokens; this ${owner[scope]} may use ${value} ${wording[limit]} (${limit}). Ask for less.`,
+    `Prompt and max_tokens are ${asked} tokens; this ${owner[denial.scope]} may use ${worded(denial)} (${denial.limit}). Ask for less.`,
     { param: 'max_tokens' },
   )
 

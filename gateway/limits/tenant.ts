@@ -329,7 +329,8 @@ const snapshot = (scopes: Scope[]): Snapshot => ({
   tokens: remaining(scopes, 'tokens'),
 })
 
-const hasExpired = ({ expires_at }: TenantKey): boolean => (expires_at ?? Infinity) * 1000 <= Date.now()
+export const hasExpired = ({ expires_at }: Pick<TenantKey, 'expires_at'>): boolean =>
+  (expires_at ?? Infinity) * 1000 <= Date.now()
 
 const isLimited = (limits: Limits | undefined): Limits | undefined =>
   limits !== undefined && Object.values(limits).some((value) => value !== null) ? limits : undefined

@@ -1,12 +1,11 @@
 /** What was used, as the tenant and the operator may ask for it: JSON or CSV, grouped, by default of the last 24 hours. */
 import type { Context } from 'hono'
-import { ApiError } from '../../src/errors.ts'
 import { factory, type AppEnv } from '../app-env.ts'
+import { numberedCursor, pageSize, wrong } from '../list-query.ts'
 import { isTenantId } from './tenant-record.ts'
 import { groupings, type GroupBy, type UsageRow } from './usage-book.ts'
 
 const day_s = 86_400
-const tenants_per_page = 20
 
 interface Range {
   from: number
@@ -17,10 +16,11 @@ export const tenantUsage = factory.createHandlers(async function tenantUsage(c) 
   const range = readRange(c)
   const group = readGroup(c, groupings) ?? 'hour'
   const rows = await c.env.TENANT.getByName(c.var.caller.tenantId).usage(range.from, range.to, group)
-  return answer(c, { object: 'list', ...range, group_by: group, data: rows.map((row) => shown(row, group)) })
+  const data = rows.map((row) => shown(row, group))
+  return answer(c, [group], { object: 'list', ...range, group_by: group, data })
 })
 
-/** Of one tenant (`?tenant=`) as the tenant sees it, or the sums of all of them, some tenants a page. */
+/** Of one tenant (`?tenant=`) as the tenant sees it, or the sums of all of them, `?limit=` tenants a page. */
 export const operatorUsage = factory.createHandlers(async function operatorUsage(c) {
   const range = readRange(c)
   const tenant = c.req.query('tenant')
@@ -29,10 +29,7 @@ export const operatorUsage = factory.createHandlers(async function operatorUsage
   const by = group === 'tenant' ? 'model' : group
   const { data: ids, next_cursor } =
     tenant === undefined
-      ? await c.env.REGISTRY.getByName('registry').tenants(
-          Number(c.req.query('cursor') ?? 0) || 0,
-          tenants_per_page,
-        )
+      ? await c.env.REGISTRY.getByName('registry').tenants(numberedCursor(c) ?? 0, pageSize(c))
       : { data: [tenant], next_cursor: null }
   const usages = await Promise.all(
     ids.map(async (id) => ({ id, rows: await c.env.TENANT.getByName(id).usage(range.from, range.to, by) })),
@@ -42,13 +39,16 @@ export const operatorUsage = factory.createHandlers(async function operatorUsage
       ? [{ tenant: id, ...counts(sum(rows)) }]
       : rows.map((row) => ({ tenant: id, ...shown(row, group) })),
   )
-  return answer(c, { object: 'list', ...range, group_by: group, data, next_cursor })
+  const heads = group === 'tenant' ? ['tenant'] : ['tenant', group]
+  return answer(c, heads, { object: 'list', ...range, group_by: group, data, next_cursor })
 })
 
 const shown = (row: UsageRow, group: GroupBy) => ({
   [group]: group === 'hour' ? Number(row.group) : row.group,
   ...counts(row),
 })
+
+const no_row: UsageRow = { group: '', requests: 0, hits: 0, prompt: 0, cached: 0, completion: 0, cost: 0 }
 
 const counts = (row: Omit<UsageRow, 'group'>) => ({
   requests: row.requests,
@@ -60,7 +60,7 @@ const counts = (row: Omit<UsageRow, 'group'>) => ({
 })
 
 function sum(rows: UsageRow[]): UsageRow {
-  const total = { group: '', requests: 0, hits: 0, prompt: 0, cached: 0, completion: 0, cost: 0 }
+  const total = { ...no_row }
   for (const row of rows) {
     for (const name of ['requests', 'hits', 'prompt', 'cached', 'completion', 'cost'] as const)
       total[name] += row[name]
@@ -73,12 +73,13 @@ interface Answer extends Range {
   [more: string]: unknown
 }
 
-function answer(c: Context<AppEnv>, body: Answer): Response {
+/** @param heads what stands before the counts in each row, also where there is none */
+function answer(c: Context<AppEnv>, heads: string[], body: Answer): Response {
   const format =
     c.req.query('format') ?? (c.req.header('accept')?.includes('text/csv') === true ? 'csv' : 'json')
   if (format === 'json') return c.json(body)
   if (format !== 'csv') throw wrong('format', 'json or csv')
-  const columns = Object.keys(body.data[0] ?? {})
+  const columns = [...heads, ...Object.keys(counts(no_row))]
   const lines = [columns, ...body.data.map((row) => columns.map((column) => row[column] ?? ''))]
   const csv = lines.map((cells) => `${cells.map(cell).join(',')}\r\n`).join('')
   return c.body(csv, 200, { 'content-type': 'text/csv; charset=utf-8' })
@@ -115,6 +116,3 @@ function readGroup<T extends string>(c: Context<AppEnv>, allowed: readonly T[]):
   if (group === undefined) throw wrong('group_by', allowed.join(', '))
   return group
 }
-
-const wrong = (param: string, wanted: string) =>
-  new ApiError('invalid_value', `Invalid value for '${param}': expected ${wanted}.`, { param })

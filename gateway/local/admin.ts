@@ -26,6 +26,11 @@ const count = (text: string): number | null => {
   if (/^[1-9]\d*$/.test(text)) return Number(text)
   throw new InvalidArgumentError('a whole number from 1, or "none".')
 }
+const unixTime = (text: string): number => {
+  const ms = Date.parse(text)
+  if (Number.isNaN(ms)) throw new InvalidArgumentError('a time, such as 2027-01-31T00:00:00Z.')
+  return Math.floor(ms / 1000)
+}
 const list = (text: string): string[] => text.split(',').map((part) => part.trim())
 
 const limitNames = [
@@ -96,13 +101,13 @@ const key = program.command('key').description('make, list, rotate, revoke keys;
 withLimits(key.command('create').argument('<tenant>').argument('<name>'))
   .option('--scopes <scopes>', 'generate,jobs,hooks,templates,read; left out: all', list)
   .option('--models <models>', 'left out: all', list)
-  .option('--expires-at <time>', 'ISO 8601')
+  .option('--expires-at <time>', 'ISO 8601', unixTime)
   .action(async (id: string, name: string, options: Row) => {
     const { scopes, models, expiresAt } = options
     const more = {
       ...(scopes === undefined ? {} : { scopes }),
       ...(models === undefined ? {} : { models }),
-      ...(expiresAt === undefined ? {} : { expires_at: Math.floor(Date.parse(text(expiresAt)) / 1000) }),
+      ...(expiresAt === undefined ? {} : { expires_at: expiresAt }),
     }
     show(
       await call('POST', `/tenants/${encodeURIComponent(id)}/keys`, {

@@ -8,7 +8,7 @@ import { ApiError } from '../../src/errors.ts'
 import { bodyText } from '../body-text.ts'
 import type { AppEnv } from '../app-env.ts'
 import { found } from '../found.ts'
-import { pageSize } from '../page-size.ts'
+import { cursorOf, pageSize } from '../list-query.ts'
 import { auth, scope } from '../keys/auth.ts'
 import { parse, parseJson } from '../../src/json-body.ts'
 import { standing } from '../limits/count.ts'
@@ -53,7 +53,7 @@ function routes(
     })
     .get('/', async (c) => {
       const limit = pageSize(c)
-      const data = await held(c).list(c.req.query('cursor') ?? '', limit + 1)
+      const data = await held(c).list(cursorOf(c, /^tpl_\w+$/), limit + 1)
       const page = data.slice(0, limit)
       const next = data.length > limit ? (page.at(-1)?.id ?? null) : null
       return c.json({ object: 'list', data: page, next_cursor: next, has_more: next !== null })

@@ -1,5 +1,6 @@
 /** Stands where the backend would: the worker's own fetch, in the tests' isolate. */
 import { afterEach, beforeEach, vi } from 'vitest'
+import { ApiError, type ErrorCode } from '../../src/errors.ts'
 import type { GenerateRequest, TokenUsage } from '../../src/protocol.ts'
 
 export interface FakeBackend {
@@ -13,6 +14,8 @@ export interface FakeBackend {
 
 export interface Answer {
   status?: number
+  /** Said with the status. */
+  code?: ErrorCode
   tokens?: number[]
   usage?: TokenUsage
   /** Awaited before the first token, and before the finish. */
@@ -36,8 +39,9 @@ export function fakeBackend(): FakeBackend {
       }
       const request = JSON.parse(init.body as string) as GenerateRequest
       fake.requests.push(request)
-      const { status = 200, tokens = [1000, 1001], usage, before, hold, broken } = fake.answer(request)
+      const { status = 200, code, tokens = [1000, 1001], usage, before, hold, broken } = fake.answer(request)
       await before
+      if (code !== undefined) return Response.json(new ApiError(code, 'refused').body(), { status })
       if (status !== 200) return new Response('broken', { status })
       const used = usage ?? { prompt: request.token_ids.length, cached: 0, completion: tokens.length }
       const reason = tokens.length < (request.sampling.max_tokens ?? Infinity) ? 'stop' : 'length'

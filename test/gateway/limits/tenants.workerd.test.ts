@@ -90,7 +90,15 @@ describe('keys', () => {
 
   it('reach the models that they are for, until they expire', async () => {
     const other = await newTenant({}, { models: ['other'] })
-    expect(await (await chat(other.key)).json()).toMatchObject({ error: { code: 'model_not_allowed' } })
+    const own = await newTenant({}, { models: ['tiny'] })
+    for (const answer of [await chat(other.key), await get(other.key, '/v1/models/tiny')]) {
+      expect(answer.status).toBe(404)
+      expect(await answer.json()).toMatchObject({ error: { code: 'model_not_found', param: 'model' } })
+    }
+    const listed = async (key: string) =>
+      (await json<{ data: { id: string }[] }>(get(key, '/v1/models'))).data.map(({ id }) => id)
+    expect([await listed(other.key), await listed(own.key)]).toEqual([[], ['tiny']])
+    expect((await get(own.key, '/v1/models/tiny')).status).toBe(200)
     const brief = await newTenant({}, { expires_at: Math.floor(Date.now() / 1000) + 100 })
     expect((await chat(brief.key)).status).toBe(200)
     vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 101_000 })
@@ -119,6 +127,20 @@ describe('keys', () => {
     ])
     vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 66_000 })
     expect([(await chat(key)).status, (await chat(made.key)).status]).toEqual([401, 200])
+  })
+
+  it('are not made for a time that has passed, nor made anew once they have expired', async () => {
+    const { id } = await newTenant()
+    const now_s = Math.floor(Date.now() / 1000)
+    const past = await admin(`/tenants/${id}/keys`, { name: 'late', expires_at: now_s - 1 })
+    expect(past.status).toBe(400)
+    expect(await past.json()).toMatchObject({ error: { param: 'expires_at' } })
+    const brief = await json<Key>(admin(`/tenants/${id}/keys`, { name: 'brief', expires_at: now_s + 60 }))
+    const rotate = () => admin(`/tenants/${id}/keys/${brief.id}/rotate`, { grace_seconds: 60 })
+    expect((await rotate()).status).toBe(201)
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 61_000 })
+    const late = await rotate()
+    expect([late.status, await late.json()]).toMatchObject([409, { error: { code: 'conflict' } }])
   })
 
   it('that are revoked stop at once for generations, and elsewhere too', async () => {
@@ -197,6 +219,11 @@ describe('usage', () => {
     expect(await csv.text()).toBe(
       `template,requests,hits,prompt_tokens,cached_tokens,completion_tokens,cost\r\n,3,2,${prompt},4,3,0\r\n`,
     )
+    const head = ',requests,hits,prompt_tokens,cached_tokens,completion_tokens,cost\r\n'
+    const none = await get(key, '/v1/usage?from=0&to=1&group_by=model&format=csv')
+    expect(await none.text()).toBe(`model${head}`)
+    const nobody = await admin(`/usage?tenant=${id}&from=0&to=1&format=csv`)
+    expect(await nobody.text()).toBe(`tenant,hour${head}`)
     expect((await json<Usage>(admin(`/usage?tenant=${id}`))).data[0]).toMatchObject({ tenant: id, ...row })
     const everyone = await json<Usage>(admin('/usage?limit=100'))
     expect(everyone.data.find(({ tenant }) => tenant === id)).toEqual({ tenant: id, ...row })

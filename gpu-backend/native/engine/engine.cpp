@@ -340,7 +340,8 @@ std::vector<float> Engine::logits(std::span<const TokenId> tokens, std::size_t c
           batch_.positions.push_back(first + i);
           batch_.logit_rows.push_back(i);
         }
-        const std::span<const float> rows = model_.forward(batch_);
+        model_.launch(batch_);
+        const std::span<const float> rows = model_.logits(batch_.turn, 0, count);
         all.insert(all.end(), rows.begin(), rows.end());
       }
     } catch (...) {

@@ -18,9 +18,9 @@ void Engine::run(const std::vector<Slice>& plan) {
   const Batch& batch = batch_of(plan);
   const std::vector<Choice> choices = choices_of(plan);
   if (std::ranges::all_of(choices, &Choice::on_host))
-    results_.logits(model_.forward(batch));
+    model_.launch(batch), results_.logits(model_.logits(batch.turn, 0, batch.logit_rows.size()));
   else
-    results_.tokens(model_.choose(batch, choices));
+    model_.launch(batch, choices), results_.tokens(batch.turn, model_.tokens(batch.turn));
 }
 
 /** For each logit row; none where the device does not choose. */

@@ -127,28 +127,20 @@ AttentionShape Qwen2::attention_shape() const {
   return shape;
 }
 
-std::span<const float> Qwen2::forward(const Batch& batch) {
-  compute(batch);
-  return ops_.read(logits_.get(), batch.logit_rows.size() * config_.vocab);
+std::span<const float> Qwen2::logits(unsigned turn, std::size_t first_row, std::size_t rows) {
+  return ops_.read(logits_[turn].rows.get() + first_row * config_.vocab, rows * config_.vocab);
 }
 
-std::vector<TokenId> Qwen2::choose(const Batch& batch, std::span<const Choice> choices) {
-  compute(batch);
-  return ops_.choose_tokens(logits_.get(), config_.vocab, config_.tokenizer_vocab, choices);
+void Qwen2::launch(const Batch& batch, std::span<const Choice> choices) {
+  launch(batch);
+  ops_.launch_choose(logits_[batch.turn].rows.get(), config_.vocab, config_.tokenizer_vocab, choices);
 }
 
-std::span<const float> Qwen2::row(std::size_t logit_row) {
-  return ops_.read(logits_.get() + logit_row * config_.vocab, config_.vocab);
-}
-
-/** Leaves the logits on the device. */
-void Qwen2::compute(const Batch& batch) {
+void Qwen2::launch(const Batch& batch) {
   const std::size_t rows = batch.rows(), wanted = batch.logit_rows.size();
   if (rows > rows_max_) throw Error(ErrorCode::internal, concat("a batch of ", rows, " rows, room for ", rows_max_));
-  if (wanted > logit_rows_) {
-    logits_ = ops_.allocate(wanted * config_.vocab);
-    logit_rows_ = wanted;
-  }
+  Logits& logits = logits_[batch.turn];
+  if (wanted > logits.count) logits = {ops_.allocate(wanted * config_.vocab), wanted};
 
   ops_.begin(batch);
   ops_.embed(embedding_, x_.get());
@@ -159,7 +151,7 @@ void Qwen2::compute(const Batch& batch) {
   if (wanted == 0) return;
   ops_.gather_logit_rows(x_.get(), config_.hidden, normed_.get());
   ops_.rms_norm(normed_.get(), final_norm_, config_.rms_norm_eps, wanted, config_.hidden, normed_.get());
-  ops_.linear(normed_.get(), wanted, std::array{Linear{&head_, nullptr, logits_.get()}});
+  ops_.linear(normed_.get(), wanted, std::array{Linear{&head_, nullptr, logits.rows.get()}});
 }
 
 void Qwen2::attention_block(std::size_t index, std::size_t rows) {

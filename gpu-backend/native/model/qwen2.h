@@ -20,13 +20,15 @@ class Qwen2 {
       @param rows_max the most rows one batch may have */
   Qwen2(const ModelConfig& config, const Checkpoint& checkpoint, Ops& ops, std::size_t rows_max);
 
-  /** Computes the batch, writes its keys and values, and returns logits: [batch.logit_rows][vocab], valid until the
-      next call. */
-  std::span<const float> forward(const Batch& batch);
-  /** The same, but the device chooses a token for each logit row, or kUndecided; row() then has that row's logits. */
-  std::vector<TokenId> choose(const Batch& batch, std::span<const Choice> choices);
-  /** [vocab], until the next call. */
-  std::span<const float> row(std::size_t logit_row);
+  /** Computes the batch, writes its keys and values, and leaves its logits where they are until its turn comes again.
+      Need not wait. */
+  void launch(const Batch& batch);
+  /** The same, and the device chooses a token for each logit row. */
+  void launch(const Batch& batch, std::span<const Choice> choices);
+  /** Waits for the step of that turn: the tokens, or kUndecided, [logit rows]. */
+  std::vector<TokenId> tokens(unsigned turn) { return ops_.take_tokens(turn); }
+  /** Waits for all: [rows][vocab], until the next call. */
+  std::span<const float> logits(unsigned turn, std::size_t first_row, std::size_t rows);
 
   [[nodiscard]] const ModelConfig& config() const { return config_; }
   [[nodiscard]] AttentionShape attention_shape() const;
@@ -51,7 +53,6 @@ class Qwen2 {
   };
   class Loader;
 
-  void compute(const Batch& batch);
   void attention_block(std::size_t index, std::size_t rows);
   void feed_forward(const Layer& layer, std::size_t rows);
   /** down(silu(gate x) * up x) of the normalised rows, into y or added to it. */
@@ -69,8 +70,11 @@ class Qwen2 {
   Buffer gate_, up_;     // [rows_max][intermediate]
   Buffer router_;        // [rows_max][experts + 1]: the router's logits, then the shared expert's gate
   Buffer shared_;        // [rows_max][hidden]
-  Buffer logits_;        // [rows that want logits, grown on demand][vocab]
-  std::size_t logit_rows_ = 0;
+  struct Logits {
+    Buffer rows;  // [rows that want logits, grown on demand][vocab]
+    std::size_t count = 0;
+  };
+  Logits logits_[2];  // by turn; the second only where two steps are ever under way
 };
 
 }  // namespace qe

@@ -54,6 +54,7 @@ struct Batch {
   std::vector<std::size_t> positions;  // [rows]
   std::vector<BatchSlice> slices;
   std::vector<std::size_t> logit_rows;  // rows whose logits are wanted, ascending
+  unsigned turn = 0;                    // 0 or 1: two steps may be under way, each with its own
 
   [[nodiscard]] std::size_t rows() const { return tokens.size(); }
   void clear() { tokens.clear(), positions.clear(), slices.clear(), logit_rows.clear(); }
@@ -81,7 +82,7 @@ struct Linear {
 /**
  * Every arithmetic operation the model needs; the model is written once on this interface. All pointers are device
  * memory from allocate() or upload_*(); all activations are fp32, row major. Calls are issued by one thread, in order,
- * and may return before they finish; only logits() waits.
+ * take effect in that order, and may return before they finish; read() and take_tokens() wait.
  *
  * Contract: a row's result never depends on the other rows of the batch, nor on how its sequence was cut into slices.
  */
@@ -113,7 +114,8 @@ class Ops {
   virtual void save_block(BlockId /*block*/, std::byte* /*to*/) { lacks("a host tier of the prefix cache"); }
   virtual void load_block(BlockId /*block*/, const std::byte* /*from*/) { lacks("a host tier of the prefix cache"); }
 
-  /** Announces the batch the following calls work on; it must stay alive until logits(). */
+  /** Announces the batch the following calls work on; it must stay alive until the last of them. Waits for the step
+      that had its turn before. */
   virtual void begin(const Batch& batch) = 0;
   /** x[row] = table[token of row]; x: [rows][width] */
   virtual void embed(const Weight& table, float* x) = 0;
@@ -147,13 +149,17 @@ class Ops {
   }
   /** to[i] = from[batch.logit_rows[i]]; [..][width] */
   virtual void gather_logit_rows(const float* from, std::size_t width, float* to) = 0;
-  /** Whether choose_tokens() works here. */
+  /** Whether the two calls below work here. */
   [[nodiscard]] virtual bool chooses() const { return false; }
-  /** A token, or kUndecided, for each row of logits, of which the first `vocab` of `width` exist; leaves the logits as
-      they were. Waits. logits: [choices][width] */
-  virtual std::vector<TokenId> choose_tokens(float* /*logits*/, std::size_t /*width*/, std::size_t /*vocab*/,
-                                      std::span<const Choice> choices) {
-    return std::vector<TokenId>(choices.size(), kUndecided);
+  /** Ends a step: a token, or kUndecided, for each row of logits, of which the first `vocab` of `width` exist; leaves
+      the logits as they were. Does not wait. logits: [choices][width] */
+  virtual void launch_choose(float* /*logits*/, std::size_t /*width*/, std::size_t /*vocab*/,
+                             std::span<const Choice> /*choices*/) {
+    lacks("a choice of tokens");
+  }
+  /** Waits for the step of that turn, and for none behind it; @returns what it chose, [choices] */
+  virtual std::vector<TokenId> take_tokens(unsigned /*turn*/) {
+    lacks("a choice of tokens");
   }
   /** Waits for all work and gives the host its view of `count` floats. */
   virtual std::span<const float> read(const float* from, std::size_t count) = 0;

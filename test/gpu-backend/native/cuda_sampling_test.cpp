@@ -21,6 +21,11 @@ using qe::TokenId;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+std::vector<TokenId> choose(cuda::CudaOps& ops, float* logits, std::size_t width, std::size_t vocab, std::span<const Choice> choices) {
+  ops.launch_choose(logits, width, vocab, choices);
+  return ops.take_tokens(0);
+}
+
 /** Coarse, so that there are equals. */
 Floats logits_of(std::size_t vocab, unsigned seed) {
   Floats logits = noise(vocab, seed, 3);
@@ -56,7 +61,7 @@ TEST("cuda: sampling: every option, alone and together, chooses what the host's 
       std::vector<Choice> choices;
       for (const Sampler& sampler : samplers) choices.push_back(sampler.choice(step + 7, {}));
       const Array<float> there(logits);
-      const auto got = ops.choose_tokens(there, width, vocab, choices);
+      const auto got = choose(ops, there, width, vocab, choices);
       CHECK(same_bits(there.read(), logits));
       for (std::size_t i = 0; i < count; ++i, ++rows) {
         const TokenId want = samplers[i].next(std::span(logits).subspan(i * width, width), step + 7).token;
@@ -80,7 +85,7 @@ TEST("cuda: sampling: a draw follows the distribution over a whole vocabulary, a
     std::vector<Choice> choices;
     for (std::size_t i = 0; i < 60; ++i) rows.insert(rows.end(), logits.begin(), logits.end()), choices.push_back(sampler.choice(i, {}));
     const Array<float> there(rows);
-    const auto got = ops.choose_tokens(there, vocab, vocab, choices);
+    const auto got = choose(ops, there, vocab, vocab, choices);
     for (std::size_t i = 0; i < got.size(); ++i) CHECK(got[i] == sampler.next(logits, i).token, concat("draw ", i));
   }
 }
@@ -95,9 +100,9 @@ TEST("cuda: sampling: ties, zeros of both signs and tokens under a floor of equa
   std::vector<Choice> choices;
   Floats rows;
   for (std::size_t i = 0; i < 8; ++i) rows.insert(rows.end(), logits.begin(), logits.end()), choices.push_back(sampler.choice(i, {}));
-  const auto got = ops.choose_tokens(Array<float>(rows), logits.size(), logits.size(), choices);
+  const auto got = choose(ops, Array<float>(rows), logits.size(), logits.size(), choices);
   for (std::size_t i = 0; i < got.size(); ++i) CHECK(got[i] == sampler.next(logits, i).token && got[i] < 42);
-  CHECK(ops.choose_tokens(Array<float>(Floats{-1, -0.0f, 0.0f}), 3, 3, std::vector<Choice>(1)).front() == 1);
+  CHECK(choose(ops, Array<float>(Floats{-1, -0.0f, 0.0f}), 3, 3, std::vector<Choice>(1)).front() == 1);
 }
 
 TEST("cuda: sampling: what only the host can do is left to it, row by row") {
@@ -119,10 +124,10 @@ TEST("cuda: sampling: what only the host can do is left to it, row by row") {
   add(Floats(vocab, 0.5f), 4, {.temperature = 1, .top_p = 0.9});  // a nucleus of nearly everything
   add(logits_of(vocab, 2), 5, {.temperature = 1, .top_k = cuda::kTopKMax + 1});
   add(logits_of(vocab, 2), 6, {.temperature = 1e-309, .top_k = 3});
-  const auto got = ops.choose_tokens(Array<float>(rows), vocab, vocab, choices);
+  const auto got = choose(ops, Array<float>(rows), vocab, vocab, choices);
   for (const std::size_t row : {0, 2, 3, 4, 5, 6}) CHECK(got[row] == kUndecided, concat("row ", row));
   CHECK(got[1] == qe::argmax(logits_of(vocab, 2)));
-  CHECK(ops.choose_tokens(nullptr, vocab, vocab, {}).empty());
+  CHECK(choose(ops, nullptr, vocab, vocab, {}).empty());
 }
 
 TEST("cuda: sampling: guesses ahead count as output, as they do when sampled one by one") {

@@ -40,6 +40,8 @@ std::size_t CudaOps::bucket(std::size_t rows) const {
 
 void CudaOps::begin(const Batch& batch) {
   batch_ = &batch;
+  turn_ = batch.turn;
+  wait(turns_[turn_].done);
   const bool decodes = std::ranges::all_of(batch.slices, [](const BatchSlice& slice) { return slice.count == 1; });
   std::size_t longest = 1;
   for (const BatchSlice& slice : batch.slices) longest = std::max(longest, slice.position + slice.count);
@@ -74,10 +76,9 @@ void CudaOps::send_batch(const Batch& batch) {
   if (words * 4 > indices_bytes_) {
     indices_bytes_ = std::bit_ceil(words * 4);
     indices_ = device_memory(indices_bytes_);
-    indices_host_ = pinned_memory(indices_bytes_);
     forget_graphs();
   }
-  auto* host = reinterpret_cast<std::uint32_t*>(indices_host_.get());
+  auto* host = reinterpret_cast<std::uint32_t*>(turns_[turn_].indices.room_for(words * 4));
   const auto* there = reinterpret_cast<const std::uint32_t*>(indices_.get());
   std::fill_n(host, words, 0);
   std::uint32_t *positions = host + rows, *slice_of = positions + rows, *tables = slice_of + rows;
@@ -93,6 +94,7 @@ void CudaOps::send_batch(const Batch& batch) {
   std::memcpy(tile_words, tiles.data(), tiles.size() * sizeof(QueryTile));
   std::ranges::transform(batch.logit_rows, logit_rows, [](std::size_t row) { return static_cast<std::uint32_t>(row); });
   copy_to_device(stream_, indices_.get(), host, words * 4);
+  record(turns_[turn_].done, stream_);
   const auto at = [&](const std::uint32_t* place) { return there + (place - host); };
   view_ = {there, at(positions), at(slice_of), at(tables), reinterpret_cast<const QueryTile*>(at(tile_words)), at(logit_rows),
            static_cast<std::uint32_t>(rows), static_cast<std::uint32_t>(stride), static_cast<std::uint32_t>(tiles.size())};
@@ -321,13 +323,10 @@ void CudaOps::gather_logit_rows(const float* from, std::size_t width, float* to)
 std::span<const float> CudaOps::read(const float* from, std::size_t count) {
   flush();
   const std::size_t bytes = count * sizeof(float);
-  if (bytes > result_bytes_) {
-    result_bytes_ = std::bit_ceil(bytes);
-    result_ = pinned_memory(result_bytes_);
-  }
-  if (bytes > 0) copy_to_host(stream_, result_.get(), from, bytes);
+  std::byte* const host = result_.room_for(bytes);
+  if (bytes > 0) copy_to_host(stream_, host, from, bytes);
   synchronize(stream_);
-  return {reinterpret_cast<const float*>(result_.get()), count};
+  return {reinterpret_cast<const float*>(host), count};
 }
 
 }  // namespace qe::cuda

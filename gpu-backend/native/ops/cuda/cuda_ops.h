@@ -47,7 +47,10 @@ struct Call {
 
 /**
  * Ops on one NVIDIA GPU, or on the emulation of one. Work goes to one stream; begin() sends the batch's indices in one
- * copy, read() is the only wait.
+ * copy, read() and take_tokens() are the waits.
+ *
+ * The second of two steps under way is prepared while the first one runs: what the host writes for a step, or reads of
+ * it, lies in pinned memory of its turn. Memory on the device is shared, since the stream keeps its use in order.
  *
  * A step in which every sequence decodes is recorded up to gather_logit_rows(), its rows padded to a bucket and its
  * block tables to a power of two of segments. If a graph of the same calls and shape exists it is launched; otherwise
@@ -93,12 +96,27 @@ class CudaOps final : public Ops {
   void add_gated(const float* gate, const float* x, std::size_t rows, std::size_t width, float* y) override;
   void gather_logit_rows(const float* from, std::size_t width, float* to) override;
   [[nodiscard]] bool chooses() const override { return true; }
-  std::vector<TokenId> choose_tokens(float* logits, std::size_t width, std::size_t vocab, std::span<const Choice> choices) override;
+  void launch_choose(float* logits, std::size_t width, std::size_t vocab, std::span<const Choice> choices) override;
+  std::vector<TokenId> take_tokens(unsigned turn) override;
   std::span<const float> read(const float* from, std::size_t count) override;
 
  private:
   using Memory = std::shared_ptr<std::byte[]>;
-  using Pinned = std::unique_ptr<std::byte[], void (*)(void*) noexcept>;
+  struct FreePinned {
+    void operator()(std::byte* memory) const noexcept { free_pinned(memory); }
+  };
+  struct Pinned {
+    std::unique_ptr<std::byte[], FreePinned> memory;
+    std::size_t bytes = 0;
+    /** At least so many bytes; what was there is lost. */
+    std::byte* room_for(std::size_t wanted);
+  };
+  struct Turn {
+    Pinned indices, sampling, chosen;
+    std::vector<std::uint32_t> rows;  // of logits that the device chooses from, of `choices`
+    std::size_t choices = 0;
+    Event done = nullptr;  // its copies are
+  };
   enum class Attention : std::uint8_t { rows, tiles };
   struct Shape {  // of a recorded step: what a graph's grids and strides were made for
     std::size_t rows, splits;
@@ -111,7 +129,6 @@ class CudaOps final : public Ops {
   };
 
   static Memory device_memory(std::size_t bytes);
-  static Pinned pinned_memory(std::size_t bytes);
   void grow(Memory& memory, std::size_t& has, std::size_t bytes);
   void upload(void* to, const std::byte* from, std::size_t bytes);
   void grow_rotations(std::size_t positions);
@@ -139,17 +156,19 @@ class CudaOps final : public Ops {
   std::unique_ptr<CublasLt> library_;
   std::vector<Memory> weights_;
   std::map<const void*, Memory> tables_;  // of experts' weights, by the first one's
-  Pinned staging_[2], indices_host_, sampling_host_, result_;
-  std::size_t sampling_host_bytes_ = 0, result_bytes_ = 0, next_copy_ = 0;
+  Pinned staging_[2], result_;
+  std::size_t next_copy_ = 0;
+  Turn turns_[2];
+  unsigned turn_ = 0;  // of the step that began last
 
   AttentionShape shape_;
   std::vector<Memory> keys_, values_;       // per layer
   Memory cosine_, sine_;                    // [positions_][head_dim / 2]
   std::size_t positions_ = 0;
-  Memory indices_, rounded_, partial_, unpacked_, sampling_;
+  Memory indices_, rounded_, partial_, unpacked_, sampling_, chosen_;
   Memory choices_, order_, slots_, starts_, inner_, outer_;  // of a mixture of experts
   std::size_t indices_bytes_ = 0, rounded_bytes_ = 0, partial_bytes_ = 0, unpacked_bytes_ = 0;
-  std::size_t sampling_bytes_ = 0, choices_bytes_ = 0, order_bytes_ = 0, slots_bytes_ = 0, starts_bytes_ = 0, inner_bytes_ = 0,
+  std::size_t sampling_bytes_ = 0, chosen_bytes_ = 0, choices_bytes_ = 0, order_bytes_ = 0, slots_bytes_ = 0, starts_bytes_ = 0, inner_bytes_ = 0,
               outer_bytes_ = 0;
 
   const Batch* batch_ = nullptr;

@@ -17,22 +17,19 @@ constexpr std::size_t kUnpackBytes = std::size_t{32} << 20;
 
 }  // namespace
 
-CudaOps::CudaOps(const CudaOptions& options)
-    : options_(options),
-      staging_{Pinned(nullptr, free_pinned), Pinned(nullptr, free_pinned)},
-      indices_host_(nullptr, free_pinned),
-      sampling_host_(nullptr, free_pinned),
-      result_(nullptr, free_pinned) {
+CudaOps::CudaOps(const CudaOptions& options) : options_(options) {
   if (const auto why = unavailable()) throw Error(ErrorCode::invalid_request, *why);
   device_ = cuda::device();
   stream_ = create_stream();
   for (Stream& copy : copies_) copy = create_stream();
-  for (Pinned& part : staging_) part = pinned_memory(kStagingBytes);
+  for (Turn& turn : turns_) turn.done = create_event();
+  for (Pinned& part : staging_) part.room_for(kStagingBytes);
   if (rounds() && !options_.deterministic && !options_.gemm_library.empty()) library_ = CublasLt::open(options_.gemm_library);
 }
 
 CudaOps::~CudaOps() {
   forget_graphs();
+  for (const Turn& turn : turns_) destroy_event(turn.done);
   for (Stream copy : copies_) destroy_stream(copy);
   destroy_stream(stream_);
 }
@@ -44,8 +41,13 @@ std::string CudaOps::level() const {
                                                                               : " no " + options_.gemm_library);
 }
 
-CudaOps::Pinned CudaOps::pinned_memory(std::size_t bytes) {
-  return {static_cast<std::byte*>(allocate_pinned(bytes)), free_pinned};
+std::byte* CudaOps::Pinned::room_for(std::size_t wanted) {
+  if (wanted > bytes) {
+    memory.reset();
+    memory.reset(static_cast<std::byte*>(allocate_pinned(std::bit_ceil(wanted))));
+    bytes = std::bit_ceil(wanted);
+  }
+  return memory.get();
 }
 
 CudaOps::Memory CudaOps::device_memory(std::size_t bytes) {
@@ -65,8 +67,8 @@ void CudaOps::upload(void* to, const std::byte* from, std::size_t bytes) {
   for (std::size_t at = 0; at < bytes; at += kStagingBytes) {
     const std::size_t count = std::min(kStagingBytes, bytes - at), turn = next_copy_++ % 2;
     synchronize(copies_[turn]);
-    std::memcpy(staging_[turn].get(), from + at, count);
-    copy_to_device(copies_[turn], static_cast<std::byte*>(to) + at, staging_[turn].get(), count);
+    std::memcpy(staging_[turn].memory.get(), from + at, count);
+    copy_to_device(copies_[turn], static_cast<std::byte*>(to) + at, staging_[turn].memory.get(), count);
   }
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 
 // The few calls we make of the CUDA runtime, with two implementations: driver_cuda.cu on a GPU, driver_emulated.cpp on
-// the host (streams run at once, device memory is exact heap memory that AddressSanitizer fences, graphs replay their
+// the host (streams run at once, or as late as they may: emulation/streams.h; device memory is exact heap memory that AddressSanitizer fences, graphs replay their
 // launches with the arguments they were captured with). Every failure throws Error(device) with CUDA's own words.
 
 #include <cstddef>
@@ -11,11 +11,13 @@
 
 struct CUstream_st;
 struct CUgraphExec_st;
+struct CUevent_st;
 
 namespace qe::cuda {
 
 using Stream = CUstream_st*;
 using Graph = CUgraphExec_st*;
+using Event = CUevent_st*;
 
 struct Device {
   std::string name;
@@ -30,9 +32,17 @@ std::optional<std::string> unavailable();
 Device device();
 
 Stream create_stream();
-void destroy_stream(Stream stream);
+/** Waits for what is on it, whether that fails or not. */
+void destroy_stream(Stream stream) noexcept;
 /** Waits for all work of the stream; errors of kernels that ran before show up here. */
 void synchronize(Stream stream);
+
+Event create_event();
+void destroy_event(Event event) noexcept;
+/** The event is reached when all that is on the stream now is done. */
+void record(Event event, Stream stream);
+/** Until the event's last record is reached, at once if there is none; throws as synchronize() does. */
+void wait(Event event);
 
 void* allocate_device(std::size_t bytes);
 void free_device(void* memory) noexcept;

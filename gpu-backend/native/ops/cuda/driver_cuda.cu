@@ -41,8 +41,17 @@ Stream create_stream() {
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
   return stream;
 }
-void destroy_stream(Stream stream) { cudaStreamDestroy(stream); }
+void destroy_stream(Stream stream) noexcept { cudaStreamSynchronize(stream), cudaStreamDestroy(stream); }
 void synchronize(Stream stream) { check(cudaStreamSynchronize(stream), "the step"); }
+
+Event create_event() {
+  Event event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
+  return event;
+}
+void destroy_event(Event event) noexcept { cudaEventDestroy(event); }
+void record(Event event, Stream stream) { check(cudaEventRecord(event, stream), "an event"); }
+void wait(Event event) { check(cudaEventSynchronize(event), "the step"); }
 
 void* allocate_device(std::size_t bytes) {
   void* memory = nullptr;

@@ -159,7 +159,8 @@ struct RowChoice {
   std::uint32_t first;                    // where they begin
 };
 inline constexpr std::size_t kTopKMax = 512;
-/** chosen: [choices], tokens or 0xffffffff where the kernel leaves it to the host; the logits end as they were.
+/** chosen: [rows of logits], at each choice's row its token, or 0xffffffff where the kernel leaves it to the host; the
+    logits end as they were.
     @param saved scratch, a float for each adjustment */
 void choose(Stream stream, float* logits, std::size_t width, std::size_t vocab, const RowChoice* choices, std::size_t count,
             const Adjustment* adjustments, float* saved, std::uint32_t* chosen);

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Adjustment* const mine = adjustments + choice.first;
   float* const kept_back = saved + choice.first;
   const bool first = threadIdx.x == 0;
-  const auto settle = [&](unsigned token) { chosen[blockIdx.x] = token; };
+  const auto settle = [&](unsigned token) { chosen[choice.row] = token; };
   adjust(row, choice, mine, kept_back);
 
   Rank best = 0;

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cstddef>
+
+namespace qe::cuda {
+
+/** Whether what is put on a stream is done only when somebody waits for it, and otherwise at once: the two ends of what
+    a GPU may do. Not to be changed while a stream is in use. */
+void set_lazy_streams(bool lazy);
+
+/** Waits for an event, so far, that began with more work on its stream behind the event. */
+std::size_t waits_with_work_behind();
+
+}  // namespace qe::cuda

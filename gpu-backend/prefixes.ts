@@ -39,5 +39,6 @@ export async function warmPrefix(
   if (end.reason !== 'length')
     throw new ApiError('backend_unavailable', 'The prefix was not computed: cancelled')
   const { blockSize } = engine.model
-  return { cached_tokens: Math.floor(token_ids.length / blockSize) * blockSize, until }
+  const cached_tokens = Math.floor(token_ids.length / blockSize) * blockSize
+  return { cached_tokens, until, usage: end.usage }
 }

@@ -55,6 +55,8 @@ export interface PrefixResponse {
   cached_tokens: number
   /** When the pin lapses, Unix seconds; null without one. */
   until: number | null
+  /** As of a prompt without an answer: `cached` was there before. */
+  usage: TokenUsage
 }
 
 export interface TokenLogprob {

@@ -1,7 +1,7 @@
 /**
  * POST /v1/prefixes {model, messages | template, pin_seconds?}: the engine computes the beginning of prompts to come, for
  * this tenant alone, and the answer says how many tokens of it they will not have to compute. Without `pin_seconds` it
- * stays until others need the memory. It is paid for as a prompt without an answer.
+ * stays until others need the memory. It is paid for as a prompt without an answer: what was there already as cached.
  */
 import * as z from 'zod/mini'
 import { renderChat } from '../../src/chat-template.ts'
@@ -10,6 +10,7 @@ import { bodyText } from '../body-text.ts'
 import { admit } from '../limits/admission.ts'
 import { factory } from '../app-env.ts'
 import { warmPrefix } from '../chat/backend.ts'
+import { usageView } from '../chat/openai-answer.ts'
 import { parse, parseJson } from '../../src/json-body.ts'
 import { generationId, wireId } from '../flights/flight-names.ts'
 import { model, tokenizer } from '../model.ts'
@@ -36,7 +37,7 @@ export const prefixes = factory.createHandlers(async function prefixes(c) {
   })
   let usage: TokenUsage | null = null
   try {
-    const { cached_tokens, until } = await warmPrefix(
+    const warmed = await warmPrefix(
       c.env,
       {
         token_ids: tokenIds,
@@ -46,9 +47,17 @@ export const prefixes = factory.createHandlers(async function prefixes(c) {
       },
       c.req.raw.signal,
     )
-    usage = { prompt: tokenIds.length, cached: 0, completion: 0 }
+    usage = warmed.usage
+    const { cached_tokens, until } = warmed
     for (const [name, value] of Object.entries(headers)) c.header(name, value)
-    return c.json({ object: 'prefix', model: model.id, prompt_tokens: tokenIds.length, cached_tokens, until })
+    return c.json({
+      object: 'prefix',
+      model: model.id,
+      prompt_tokens: tokenIds.length,
+      cached_tokens,
+      until,
+      usage: usageView(usage),
+    })
   } finally {
     c.executionCtx.waitUntil(settle(usage))
   }

@@ -35,7 +35,7 @@ export async function completion(form: AnswerForm, first: IteratorResult<Delta[]
   return {
     ...head(form, 'chat.completion'),
     choices: choices.map((choice) => choice.whole()),
-    usage: usage(finish.usage),
+    usage: usageView(finish.usage),
     ...timing(finish),
   }
 }
@@ -65,7 +65,7 @@ class Choice {
     for (const piece of read(this.#reader, delta)) {
       if (piece.type === 'content') this.#content += piece.text
       else if (piece.type === 'call') this.#calls.push(toolCall(this.#form, this.#index, piece))
-      else {
+      else if (piece.type === 'arguments') {
         const call = this.#calls[piece.index]
         if (call !== undefined) call.function.arguments += piece.text
       }
@@ -143,7 +143,7 @@ export class ChunkWriter {
   }
 
   #callChunk(choice: number, piece: Piece): object[] {
-    if (piece.type === 'content') return []
+    if (piece.type === 'content' || piece.type === 'frame') return []
     if (piece.type === 'call') return [{ index: piece.index, ...toolCall(this.#form, choice, piece) }]
     return [{ index: piece.index, function: { arguments: piece.text } }]
   }
@@ -160,7 +160,7 @@ export class ChunkWriter {
   #finish(delta: FinishDelta): string {
     const last = this.#ended(delta)
     const usages = this.#form.includeUsage
-      ? this.#event({ ...this.#head, choices: [], usage: usage(delta.usage), ...timing(delta) })
+      ? this.#event({ ...this.#head, choices: [], usage: usageView(delta.usage), ...timing(delta) })
       : ''
     const id = this.#id++
     if (id < this.#form.after)
@@ -222,7 +222,7 @@ const head = <Kind extends string>({ generationId, created }: AnswerForm, object
   system_fingerprint: `fp_${model.revision.slice(0, 12)}`,
 })
 
-const usage = ({ prompt, cached, completion }: TokenUsage) => ({
+export const usageView = ({ prompt, cached, completion }: TokenUsage) => ({
   prompt_tokens: prompt,
   completion_tokens: completion,
   total_tokens: prompt + completion,

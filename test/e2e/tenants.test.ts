@@ -35,6 +35,9 @@ const question = (content: string, max_tokens: number) => ({
   max_tokens,
 })
 
+interface Cached {
+  cached_tokens: number
+}
 interface Used {
   requests: number
   prompt_tokens: number
@@ -70,6 +73,30 @@ it('usage is what the answers said, also of one that was broken off, and of the 
   await until('the engine stopped', async () => (await metric(stack, 'vllm:num_requests_running')) === 0)
   const cut = (await metric(stack, 'vllm:generation_tokens_total')) - generated
   await until('settled', async () => (await used()).completion_tokens === sum.completion_tokens + cut)
+})
+
+it('a prefix is billed as chat bills its prompt: what is there already counts as cached', async () => {
+  const messages = [{ role: 'user', content: `${'Remember the answer. '.repeat(40)}${Math.random()}` }]
+  const warm = async () => {
+    const response = await fetch(`${stack.gateway}/v1/prefixes`, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${key.key}` },
+      body: JSON.stringify({ model: 'tiny', messages }),
+    })
+    return (await response.json()) as { usage: { prompt_tokens: number; prompt_tokens_details: Cached } }
+  }
+  const before = await used()
+  const [cold, warmed] = [await warm(), await warm()]
+  const { prompt_tokens, prompt_tokens_details } = warmed.usage
+  expect(cold.usage).toMatchObject({
+    prompt_tokens,
+    prompt_tokens_details: { cached_tokens: expect.any(Number) },
+  })
+  expect(prompt_tokens - prompt_tokens_details.cached_tokens).toBeLessThanOrEqual(16)
+  const cached = cold.usage.prompt_tokens_details.cached_tokens + prompt_tokens_details.cached_tokens
+  expect(cold.usage.prompt_tokens_details.cached_tokens).toBeLessThan(prompt_tokens / 2)
+  await until('billed', async () => (await used()).cached_tokens === before.cached_tokens + cached)
+  expect((await used()).prompt_tokens).toBe(before.prompt_tokens + 2 * prompt_tokens)
 })
 
 it('the command line reads well and says what is wrong', async () => {

@@ -135,7 +135,14 @@ describe('POST /v1/prefixes', () => {
     const ids = prompt(3, 200)
     const body = { token_ids: ids, salt: 'a', shared_prefix_tokens: 64 }
     const response = await service.post('/v1/prefixes', body)
-    expect(await response.json()).toEqual({ cached_tokens: 192, until: null })
+    const usage = { prompt: 200, cached: 0, completion: 0 }
+    expect(await response.json()).toEqual({ cached_tokens: 192, until: null, usage })
+    const again = await (await service.post('/v1/prefixes', body)).json()
+    expect(again).toEqual({
+      cached_tokens: 192,
+      until: null,
+      usage: { ...usage, cached: 192 },
+    })
     const ask = { cache: { salt: 'b', shared_prefix_tokens: 64 } }
     const other = await read(await service.post('/v1/generate', request(ids, { max_tokens: 1 }, ask)))
     expect(other.finish!.usage.cached).toBe(64)
@@ -147,7 +154,7 @@ describe('POST /v1/prefixes', () => {
       (await service.post('/v1/prefixes', { token_ids: ids, salt: 'p', pin_seconds })).json()
     const soon = Math.floor(Date.now() / 1000)
     const [kept, lapsed] = [prompt(4, 320), prompt(5, 320)]
-    expect(await pin(kept, 3600)).toEqual({ cached_tokens: 320, until: expect.any(Number) })
+    expect(await pin(kept, 3600)).toMatchObject({ cached_tokens: 320, until: expect.any(Number) })
     expect((await pin(kept, 1800)) as { until: number }).toHaveProperty('until', expect.any(Number))
     await pin(lapsed, 0.02)
     await new Promise((resolve) => setTimeout(resolve, 50))

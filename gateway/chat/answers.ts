@@ -1,5 +1,6 @@
 /**
- * The answers of one generation, from tokens to text: never half a character, nothing of a stop string. Of several
+ * The answers of one generation, from tokens to text: never half a character, nothing of a stop string, which is looked
+ * for in content alone and not in tool calls or their frame, as OpenAI does. Of several
  * answers the tokens are given out row by row, the k-th of each before the next of any: so an event's place in the
  * stream is the same whenever the answers are generated, whichever the engine was quicker with.
  */
@@ -17,6 +18,7 @@ import { StopMatcher } from '../../src/stop-strings.ts'
 import { Detokenizer } from '../../src/tokenizer/detokenizer.ts'
 import { tokenizer } from '../model.ts'
 import type { Prompt } from './prompt.ts'
+import { ToolCallReader, type Piece } from './tool-call-reader.ts'
 
 export interface TextDelta {
   type: 'text'
@@ -70,7 +72,7 @@ export class Answers {
     this.#asked = asked
     this.#all = Array.from(
       { length: asked.sampling.n },
-      (_, index) => new Answer(index, asked.stop, index === 0 ? emitted : []),
+      (_, index) => new Answer(index, asked, index === 0 ? emitted : []),
     )
     this.#rows()
   }
@@ -155,13 +157,16 @@ class Answer {
   used: TokenUsage | null = null
   readonly #detokenizer = new Detokenizer(tokenizer)
   readonly #matcher: StopMatcher
+  /** Tells calls from the content that stop strings may end; null: all is content. */
+  readonly #calls: ToolCallReader | null
   readonly #waiting: AnswerDelta[] = []
   readonly #emitted: number
   #stopped: 'no' | 'new' | 'known' = 'no'
 
-  constructor(index: number, stop: string[], emitted: number[]) {
+  constructor(index: number, { stop, sampling }: Prompt, emitted: number[]) {
     this.index = index
     this.#matcher = new StopMatcher(stop)
+    this.#calls = stop.length > 0 && sampling.grammar?.type === 'tool_calls' ? new ToolCallReader() : null
     this.#emitted = emitted.length
     this.tokensCame({ index, token_ids: emitted })
   }
@@ -195,7 +200,7 @@ class Answer {
     for (const [at, id] of event.token_ids.entries()) {
       if (this.over) return
       this.tokens++
-      const text = this.#matcher.push(this.#detokenizer.push([id]))
+      const text = this.#beforeStop(this.#detokenizer.push([id]))
       const logprobs = event.logprobs?.[at]
       this.#waiting.push({
         type: 'text',
@@ -217,8 +222,27 @@ class Answer {
       throw new ApiError('deadline_exceeded', 'The generation took longer than its deadline.')
     if (finish_reason === 'cancelled')
       throw new ApiError('request_cancelled', 'The generation was cancelled.')
-    const tail = this.#matcher.push(this.#detokenizer.flush()) + this.#matcher.flush()
+    const tail = this.#beforeStop(this.#detokenizer.flush()) + this.#heldBack()
     this.#end(tail, this.#matcher.matched ? 'stop' : finish_reason)
+  }
+
+  /** What can be given out of the text up to now. */
+  #beforeStop(text: string): string {
+    return this.#calls === null ? this.#matcher.push(text) : this.#untilStop(this.#calls.push(text))
+  }
+
+  /** The text has ended. */
+  #heldBack(): string {
+    return this.#untilStop(this.#calls?.flush() ?? []) + this.#matcher.flush()
+  }
+
+  #untilStop(pieces: Piece[]): string {
+    let free = ''
+    for (const { type, text } of pieces) {
+      if (this.#matcher.matched) break
+      free += type === 'content' ? this.#matcher.push(text) : this.#matcher.flush() + text
+    }
+    return free
   }
 
   #end(text: string, reason: 'stop' | 'length'): void {

@@ -1,7 +1,7 @@
 /** Validates a chat request, renders it to token ids and settles what will be sampled. Nothing is asked of anyone yet. */
 import { ApiError } from '../../src/errors.ts'
 import { renderChat } from '../../src/chat-template.ts'
-import { resolveSampling, type ResolvedSampling } from '../../src/sampling.ts'
+import { resolveSampling, type ResolvedSampling, type Sampling } from '../../src/sampling.ts'
 import { bodyText } from '../body-text.ts'
 import { factory } from '../app-env.ts'
 import { parseJson } from '../../src/json-body.ts'
@@ -41,7 +41,18 @@ export async function prepare(
   const { json, used } = await useTemplate(env, caller.tenantId, body)
   const chat = parseChatRequest(json)
   requireModel(caller, chat.model)
+  requireKnownTokens(chat.sampling)
   return { chat, prompt: render(chat, used) }
+}
+
+function requireKnownTokens({ stop_token_ids = [], logit_bias = {} }: Sampling): void {
+  const named = { stop_token_ids, logit_bias: Object.keys(logit_bias).map(Number) }
+  for (const [param, ids] of Object.entries(named)) {
+    const unknown = ids.find((id) => id < 0 || id >= tokenizer.vocabSize)
+    if (unknown === undefined) continue
+    const message = `'${param}' has the token id ${unknown}; there are 0 to ${tokenizer.vocabSize - 1}.`
+    throw new ApiError('invalid_value', message, { param })
+  }
 }
 
 function render(chat: ChatRequest, template: TemplateUse | null): Prompt {

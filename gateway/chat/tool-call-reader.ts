@@ -1,14 +1,17 @@
 /**
  * Finds tool calls in text as it comes (their form: src/grammar/tool-calls.ts). The grammar has seen to it that what
  * follows `<tool_call>` is a call; of one that was cut short, what there is of its arguments is given out, as OpenAI does.
+ * All pieces' texts together are the text that came, but for the rest of a frame that was cut short.
  */
 import { call_begin, call_end } from '../../src/grammar/tool-calls.ts'
 
 export type Piece =
   | { type: 'content'; text: string }
   /** The beginning of the index-th call. */
-  | { type: 'call'; index: number; name: string }
+  | { type: 'call'; index: number; name: string; text: string }
   | { type: 'arguments'; index: number; text: string }
+  /** What stands around calls, and white space between them. */
+  | { type: 'frame'; text: string }
 
 const call_head = /^\s*\{"name": "([^"]*)", "arguments": /
 
@@ -47,7 +50,8 @@ export class ToolCallReader {
         const before = this.#held.slice(0, begin)
         this.#held = this.#held.slice(begin + call_begin.length)
         this.#state = 'head'
-        return this.#betweenCalls(before) ? [] : this.#content(before)
+        if (this.#betweenCalls(before)) return [{ type: 'frame', text: before + call_begin }]
+        return [...this.#content(before), { type: 'frame', text: call_begin }]
       }
       case 'head': {
         const [head, name] = call_head.exec(this.#held) ?? []
@@ -55,7 +59,7 @@ export class ToolCallReader {
         this.#held = this.#held.slice(head.length)
         this.#state = 'arguments'
         this.#value.reset()
-        return [{ type: 'call', index: this.#calls++, name }]
+        return [{ type: 'call', index: this.#calls++, name, text: head }]
       }
       case 'arguments': {
         const end = this.#value.find(this.#held)
@@ -67,9 +71,10 @@ export class ToolCallReader {
       case 'tail': {
         const end = this.#held.indexOf(call_end)
         if (end < 0) return []
-        this.#held = this.#held.slice(end + call_end.length)
+        const text = this.#held.slice(0, end + call_end.length)
+        this.#held = this.#held.slice(text.length)
         this.#state = 'content'
-        return []
+        return [{ type: 'frame', text }]
       }
     }
   }

@@ -187,6 +187,18 @@ describe('bad input', () => {
       400,
       'messages',
     ],
+    [
+      'a bias of a token that is not there',
+      { model: 'tiny', messages: [{ role: 'user', content: 'x' }], logit_bias: { 9999999: 1 } },
+      400,
+      'logit_bias',
+    ],
+    [
+      'a stop token that is not there',
+      { model: 'tiny', messages: [{ role: 'user', content: 'x' }], stop_token_ids: [5, -1] },
+      400,
+      'stop_token_ids',
+    ],
     ['a body that is no object', [1], 400, null],
   ]
   it.each(cases)('%s is refused by name', async (_, body, status, param) => {

@@ -93,6 +93,46 @@ describe('a stop string', () => {
   })
 })
 
+describe('a stop string and tool calls', () => {
+  const call = (name: string) =>
+    `<tool_call>\n{"name": "${name}", "arguments": {"to": "END of <b>"}}\n</tool_call>`
+  const given = (text: string, stop: string[], withTools = true) => {
+    const asked = prompt(1, stop)
+    const grammar = {
+      type: 'tool_calls' as const,
+      tools: [],
+      optional: true,
+      parallel: true,
+      otherwise: null,
+    }
+    const answers = new Answers(
+      withTools ? { ...asked, sampling: { ...asked.sampling, max_tokens: 500, grammar } } : asked,
+      [],
+    )
+    const ids = idsOf(text)
+    const deltas = ids.flatMap((id) => answers.push([{ index: 0, token_ids: [id] }]))
+    const whole = answers.over ? deltas : [...deltas, ...answers.push([finish(0, ids.length)])]
+    return whole.map((delta) => (delta.type === 'finish' ? '' : delta.text)).join('')
+  }
+  const calls = `${call('f')}\n${call('g')}`
+
+  it.each([['\n'], ['END'], ['<'], ['tool_call'], ['"}'], ['f']])(
+    '%j ends no call, nor what stands between two',
+    (stop) => {
+      expect(given(calls, [stop])).toBe(calls)
+      expect(given(calls, [stop], false)).not.toBe(calls)
+    },
+  )
+
+  it('ends the content before and after', () => {
+    expect(given(`Now, END ${calls}`, ['END'])).toBe('Now, ')
+    expect(given(`Now, EN${calls}D`, ['END'])).toBe(`Now, EN${calls}D`)
+    expect(given(`${calls}\nAll END done`, ['END'])).toBe(`${calls}\nAll `)
+    expect(given(`a < b <tool`, ['<'])).toBe('a ')
+    expect(given('a <tool', ['<tool'])).toBe('a ')
+  })
+})
+
 it('is cut short where limits ended an answer before what was asked', () => {
   const answers = new Answers(prompt(1), [])
   const deltas = answers.push([{ index: 0, token_ids: idsOf('x') }, finish(0, 1, 'length')])

@@ -15,7 +15,7 @@ function read(pieces: string[]): Seen {
     for (const piece of all) {
       if (piece.type === 'content') seen.content += piece.text
       else if (piece.type === 'call') seen.calls[piece.index] = { name: piece.name, arguments: '' }
-      else seen.calls[piece.index]!.arguments += piece.text
+      else if (piece.type === 'arguments') seen.calls[piece.index]!.arguments += piece.text
     }
   }
   for (const piece of pieces) take(reader.push(piece))
@@ -71,12 +71,24 @@ it.each<[string, string, Seen]>([
 describe('as it comes', () => {
   it('name first, then arguments, before the call is over', () => {
     const reader = new ToolCallReader()
-    expect(reader.push('<tool_call>\n{"name": "f", "argum')).toEqual([])
+    expect(reader.push('<tool_call>\n{"name": "f", "argum')).toEqual([{ type: 'frame', text: '<tool_call>' }])
     expect(reader.push('ents": {"ci')).toEqual([
-      { type: 'call', index: 0, name: 'f' },
+      { type: 'call', index: 0, name: 'f', text: '\n{"name": "f", "arguments": ' },
       { type: 'arguments', index: 0, text: '{"ci' },
     ])
     expect(reader.push('ty": 1')).toEqual([{ type: 'arguments', index: 0, text: 'ty": 1' }])
+  })
+
+  it('nothing is lost of whole calls: the pieces are the text', () => {
+    const text = `Now.\n${call('f', '{"a": "</tool_call>"}')}\n \n${call('g', '[1]')}\nDone <tool`
+    fc.assert(
+      fc.property(fc.array(fc.nat(text.length), { maxLength: 12 }), (cuts) => {
+        const reader = new ToolCallReader()
+        const at = [0, ...cuts.toSorted((a, b) => a - b), text.length]
+        const pieces = at.slice(1).flatMap((end, i) => reader.push(text.slice(at[i], end)))
+        expect([...pieces, ...reader.flush()].map((piece) => piece.text).join('')).toBe(text)
+      }),
+    )
   })
 
   it('text at once, but for what may become a call', () => {

@@ -44,7 +44,10 @@ export const admin = new Hono<AppEnv>()
     const records = await Promise.all(data.map((id) => c.env.TENANT.getByName(id).get()))
     return c.json({ data: records.filter((record) => record !== null), next_cursor })
   })
-  .get('/tenants/:id', async (c) => c.json(found(await tenantOf(c).get())))
+  .get('/tenants/:id', async (c) => {
+    const record = found(await tenantOf(c).get())
+    return c.json({ ...record, settled: await tenantOf(c).settled() })
+  })
   .patch('/tenants/:id', async (c) => {
     const asked = await readBody(c.req, TenantChange)
     const { limits, model_limits, ...rest } = given(asked)

@@ -2,11 +2,13 @@
  * One generation as the edge sees it: admitted, asked of the backend, its tokens made answers (answers.ts), and settled
  * however it ends. Whatever the source, backend or cache, what comes out is a stream of Deltas.
  */
+import { ApiError } from '../../src/errors.ts'
 import type { TokenUsage } from '../../src/protocol.ts'
 import { admit } from '../limits/admission.ts'
 import { Answers, isFinishDelta, type Deltas, type FinishDelta } from './answers.ts'
 import * as backend from './backend.ts'
 import type { Caller } from '../keys/identify.ts'
+import { notActive } from '../limits/limit-headers.ts'
 import { model } from '../model.ts'
 import type { Prompt } from './prompt.ts'
 
@@ -72,11 +74,22 @@ async function* generate(
       yield deltas
       if (!running) return
     }
+  } catch (cause) {
+    throw await whyEnded(cause, context)
   } finally {
     // The stream is closed by now, which cancels at the backend; asking by name as well covers a proxy that keeps it
     // open, and says what was used.
     if (running) settle(usedSoFar(prompt, context, answers.tokens - emitted.length))
   }
+}
+
+/** One that neither its caller nor anyone here stopped may be its tenant's, which was suspended or deleted meanwhile. */
+async function whyEnded(cause: unknown, { env, caller, signal }: GenerationContext): Promise<unknown> {
+  const wasStopped = cause instanceof ApiError && cause.code === 'request_cancelled' && !signal.aborted
+  if (!wasStopped) return cause
+  const tenant = env.TENANT.getByName(caller.tenantId)
+  const found = await tenant.look(caller.keyId).catch(() => null)
+  return found === null || found.standing === 'active' ? cause : notActive(found.standing)
 }
 
 /** After an abort or a failure: what the backend says it took, else what came through; null: nothing did. */

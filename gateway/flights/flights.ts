@@ -16,7 +16,7 @@ import { FlightStore, type StoredFlight, type TicketRecord } from './flight-stor
 import { isFinishDelta, type Delta } from '../chat/answers.ts'
 import { startGeneration, type Generation } from '../chat/generation.ts'
 import type { Prompt } from '../chat/prompt.ts'
-import { settleLeft } from '../limits/admission.ts'
+import { takeOver } from '../limits/admission.ts'
 import { Recorder, storeFar } from '../cache/result-store.ts'
 
 /** How long a finished flight still serves identical requests, and a resumed one stays in memory. */
@@ -191,7 +191,7 @@ export class Flights extends DurableObject<Env> {
     if (stored.done) flight.finish()
     const live = stored.done ? this.#landed(id, flight, request) : this.#launch(id, flight, request)
     if (!stored.done) {
-      if (stored.wire !== null) this.ctx.waitUntil(settleLeft(this.env, request, stored.wire))
+      if (stored.wire !== null) this.ctx.waitUntil(takeOver(this.env, request, stored.wire))
       this.#store.attempt(id, live.wire)
     }
     for (const ticket of tickets) this.#byTicket.set(ticket, live)

@@ -5,6 +5,7 @@
 import { ApiError } from '../../src/errors.ts'
 import { bodyText } from '../body-text.ts'
 import { factory } from '../app-env.ts'
+import { notActive } from '../limits/limit-headers.ts'
 import { limitedBody } from '../chat/limited-body.ts'
 import { holding, isHookId, signingOf, storedHook, type HookRecord } from './hook.ts'
 import { passes, readPayload, renderRequest, type Event } from './hook-request.ts'
@@ -35,6 +36,9 @@ export const inbound = factory.createHandlers(knownAddress, limitedBody, async f
       `This is not signed with this hook's secret (${hook.verify.type}).`,
     )
   if (!hook.enabled) throw new ApiError('hook_disabled', 'This hook is disabled.')
+  const { tenantId, keyId } = hook.caller
+  const { standing } = await stored(c.env.TENANT.getByName(tenantId).look(keyId))
+  if (standing === 'suspended') throw notActive(standing)
 
   const payload = readPayload(body, c.req.header('content-type') ?? '')
   const greeting = handshake(hook, signed.headers, payload)

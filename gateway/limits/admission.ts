@@ -4,7 +4,6 @@
  * settled by that object within a minute.
  */
 import type { TokenUsage } from '../../src/protocol.ts'
-import * as backend from '../chat/backend.ts'
 import type { Caller } from '../keys/identify.ts'
 import { keepTokens, knownUnmetered, takeTokens, type TakenHere } from './lease.ts'
 import { limitHeaders, noLimits, notActive, refusal, tooLarge } from './limit-headers.ts'
@@ -88,18 +87,15 @@ const useOf = (prompt: Prompt, caller: Caller): Use => ({
   template: prompt.template?.id ?? '',
 })
 
-/** Bills what was begun under this id by an isolate that died, now that another goes on with it; where the backend cannot be asked, its tenant's alarm does. */
-export async function settleLeft(
+/** Bills what was begun under this id by an isolate that died, now that another goes on with it; what fails is left to its tenant's alarm. */
+export async function takeOver(
   env: Env,
   { prompt, caller }: { prompt: Prompt; caller: Caller },
   requestId: string,
 ): Promise<void> {
-  try {
-    const usage = await backend.cancel(env, requestId)
-    await env.TENANT.getByName(caller.tenantId).settle(requestId, useOf(prompt, caller), usage)
-  } catch (cause) {
-    console.error('a generation that was left could not be settled yet', requestId, cause)
-  }
+  await env.TENANT.getByName(caller.tenantId)
+    .takeOver(requestId, useOf(prompt, caller))
+    .catch(() => undefined)
 }
 
 /** What no limit can refuse, or was leased, begins at once; its tenant's object hears of it beside the answer. */

@@ -172,6 +172,10 @@ export class Ledger {
     return [...this.#open].slice(0, most)
   }
 
+  openIds(): string[] {
+    return [...this.#open.keys()]
+  }
+
   orphans(now_ms: number): [requestId: string, open: Open][] {
     return [...this.#open].filter(([, { deadline_ms }]) => deadline_ms <= now_ms)
   }

@@ -27,6 +27,7 @@ import type {
   Use,
 } from './tenant-record.ts'
 import type { Begun, Ended } from './notes.ts'
+import { Settled, type SettledCounts, type Way } from './settled.ts'
 import { Taken } from './taken.ts'
 import { parsePrices, UsageBook, type GroupBy, type RequestCounts, type UsageRow } from './usage-book.ts'
 
@@ -50,6 +51,7 @@ export class Tenant extends DurableObject<Env> {
   #ledger: Ledger
   readonly #usage: UsageBook
   readonly #taken: Taken
+  #settled: Settled
   #flushing = false
 
   constructor(ctx: DurableObjectState, env: Env) {
@@ -65,6 +67,7 @@ export class Tenant extends DurableObject<Env> {
     this.#ledger = new Ledger(ctx.storage)
     this.#usage = new UsageBook(ctx.storage)
     this.#taken = new Taken(ctx.storage, Date.now())
+    this.#settled = new Settled(ctx.storage.kv)
   }
 
   /** Counts one request; with `wanted` also asks for request units ahead of use. */
@@ -104,9 +107,14 @@ export class Tenant extends DurableObject<Env> {
 
   /** Ends a generation's reservation; usage null: it never ran. Twice is once. */
   settle(requestId: string, use: Use, usage: TokenUsage | null): void {
+    this.#settle('gateway', requestId, use, usage)
+  }
+
+  #settle(way: Way, requestId: string, use: Use, usage: TokenUsage | null): void {
     const now = Date.now()
     const weight = this.#record?.cached_token_weight ?? new_tenant.cached_token_weight
     const first = this.#ledger.settle(requestId, this.#scopes(use), usage, weight, now)
+    if (first) this.#settled.add(way)
     if (first && usage !== null) this.#usage.addTokens(use, usage, parsePrices(this.env.PRICES), now)
     this.#flushSoon()
   }
@@ -119,9 +127,22 @@ export class Tenant extends DurableObject<Env> {
       this.#ledger.begin(requestId, use, this.#scopes(use), prompt_tokens, now, taken)
     for (const { requestId, use, usage, taken } of ended) {
       if (taken !== undefined) this.#ledger.begin(requestId, use, this.#scopes(use), 0, now, taken)
-      this.settle(requestId, use, usage)
+      this.#settle('notes', requestId, use, usage)
     }
+    // Out of a lease, or before it was heard of.
+    if (this.#record?.status === 'suspended')
+      this.ctx.waitUntil(this.#stop(begun.map(({ requestId }) => requestId)))
     this.#flushSoon()
+  }
+
+  /** What was begun under this id by an isolate that died is stopped and billed: another goes on with it. */
+  async takeOver(requestId: string, use: Use): Promise<void> {
+    await this.#settleOrphan('takeover', requestId, use, null)
+    this.#flushSoon()
+  }
+
+  settled(): SettledCounts {
+    return this.#settled.counts
   }
 
   renew(requestIds: string[]): void {
@@ -177,6 +198,7 @@ export class Tenant extends DurableObject<Env> {
       if (given === null) delete models[model]
       else models[model] = { ...unlimited, ...models[model], ...given }
     }
+    if (change.status === 'suspended') this.ctx.waitUntil(this.#stop(this.#ledger.openIds()))
     return this.create({
       ...record,
       ...change,
@@ -231,9 +253,10 @@ export class Tenant extends DurableObject<Env> {
       await this.ctx.storage.setAlarm(now + orphan_retry_ms)
       const orphans = this.#ledger.orphans(now).slice(0, orphans_at_once)
       await Promise.all(
-        orphans.map(([requestId, { use, deadline_ms, prompt_tokens }]) =>
-          this.#settleOrphan(requestId, use, prompt_tokens, now - deadline_ms > orphan_ms_max),
-        ),
+        orphans.map(([requestId, { use, deadline_ms, prompt_tokens }]) => {
+          const isLast = now - deadline_ms > orphan_ms_max
+          return this.#settleOrphan('alarm', requestId, use, isLast ? prompt_tokens : null)
+        }),
       )
       this.#flush()
       const next = this.#ledger.nextDeadline()
@@ -250,7 +273,7 @@ export class Tenant extends DurableObject<Env> {
     await this.ctx.storage.setAlarm(Date.now() + erase_retry_ms)
     for (let open = this.#ledger.open(orphans_at_once); open.length > 0;) {
       await Promise.all(
-        open.map(([id, { use, prompt_tokens }]) => this.#settleOrphan(id, use, prompt_tokens, true)),
+        open.map(([id, { use, prompt_tokens }]) => this.#settleOrphan('deletion', id, use, prompt_tokens)),
       )
       open = this.#ledger.open(orphans_at_once)
     }
@@ -261,10 +284,11 @@ export class Tenant extends DurableObject<Env> {
       this.keys().map(({ hash }) => hash),
     )
     this.#flush()
-    for (const prefix of ['key:', 'meter:', 'open:'])
+    for (const prefix of ['key:', 'meter:', 'open:', 'settled'])
       for (const [name] of kv.list({ prefix })) kv.delete(name)
     this.#keys.clear()
     this.#ledger = new Ledger(this.ctx.storage)
+    this.#settled = new Settled(kv)
     this.create({ ...new_tenant, id, name: '', status: 'deleted', created })
     if (pass === 1) {
       kv.put('erasing', 2)
@@ -275,18 +299,27 @@ export class Tenant extends DurableObject<Env> {
     }
   }
 
-  async #settleOrphan(requestId: string, use: Use, prompt: number, last: boolean): Promise<void> {
+  /** @param prompt its tokens, billed where the backend does not say what was used; null: it is left for later then. */
+  async #settleOrphan(way: Way, requestId: string, use: Use, prompt: number | null): Promise<void> {
     let usage: TokenUsage | null
     try {
       usage = await backend.cancel(this.env, requestId)
     } catch {
-      if (!last) return
+      if (prompt === null) return
       // Nobody will ever know what it generated; its prompt was very likely read.
       usage = { prompt, cached: 0, completion: 0 }
     }
     // Being stopped may have made its gateway settle it meanwhile: then this does nothing.
-    this.settle(requestId, use, usage)
+    this.#settle(way, requestId, use, usage)
     this.#ledger.remember(requestId, Date.now())
+  }
+
+  /** Their gateways settle them, and say why to whom they answer (generation.ts). */
+  async #stop(requestIds: string[]): Promise<void> {
+    for (let at = 0; at < requestIds.length; at += orphans_at_once) {
+      const some = requestIds.slice(at, at + orphans_at_once)
+      await Promise.allSettled(some.map((id) => backend.cancel(this.env, id)))
+    }
   }
 
   /** The tenant, the key and the tenant's use of the model; a key that is gone is held by its tenant's limits alone. */
@@ -313,6 +346,7 @@ export class Tenant extends DurableObject<Env> {
   #flush(): void {
     this.#ledger.flush()
     this.#usage.flush()
+    this.#settled.flush()
     this.#taken.flush(Date.now())
     const next = this.#ledger.nextDeadline()
     if (next !== null) this.ctx.waitUntil(this.#wakeAt(next))

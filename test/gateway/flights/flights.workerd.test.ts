@@ -224,7 +224,7 @@ describe('a dropped stream', () => {
 
   it('goes on from its tokens when the object was lost', async () => {
     backend = scriptedBackend(goingOn(60))
-    const { key } = await newTenant()
+    const { id: tenant, key } = await newTenant()
     const { id, leave } = await begin(key, 'count', sampled, resumable, 6)
     await scheduler.wait(300)
     await abortAllDurableObjects()
@@ -236,6 +236,7 @@ describe('a dropped stream', () => {
     expect(after?.token_ids.length).toBeGreaterThan(before?.token_ids.length ?? 0)
     expect(after?.sampling.seed).toBe(before?.sampling.seed)
     expect(after?.sampling.max_tokens).toBeLessThan(before?.sampling.max_tokens ?? 0)
+    expect(await env.TENANT.getByName(tenant).settled()).toMatchObject({ takeover: 1, alarm: 0 })
   })
 
   it.each([{}, resumable])(

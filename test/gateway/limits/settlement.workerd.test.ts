@@ -177,6 +177,7 @@ describe('a generation that no limit could refuse', () => {
     const ended = { requestId: 'req_1', use: use(keyId), usage }
     for (let i = 0; i < 3; i++) await tenant.note('batch', [], [ended])
     expect(await used(key)).toBe(5)
+    expect(await tenant.settled()).toMatchObject({ notes: 1, alarm: 0 })
   })
 
   it('is settled by its tenant when its gateway falls silent', async () => {
@@ -218,6 +219,8 @@ describe('an orphaned generation', () => {
     expect(await tokensLeft(key)).toBe(1000 - 111)
     await tenant.settle('req_lost', use(keyId), { prompt: 100, cached: 0, completion: 400 })
     expect(await tokensLeft(key)).toBe(1000 - 111)
+    const { settled } = await json<{ settled: object }>(admin(`/tenants/${id}`))
+    expect(settled).toEqual({ gateway: 0, notes: 0, takeover: 0, alarm: 1, deletion: 0 })
   })
 
   it('that its gateway settles while the alarm stops it is billed once', async () => {

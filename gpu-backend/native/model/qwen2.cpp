@@ -17,9 +17,17 @@ class Qwen2::Loader {
   [[nodiscard]] Buffer vector(const std::string& name, std::size_t count) const {
     return ops_.upload_vector(checkpoint_.tensor(name, {count}));
   }
+  /** @param head where it is the same tensor */
+  [[nodiscard]] Weight table(const std::string& name, const Weight* head) const {
+    const Weight table = ops_.upload_table(checkpoint_.tensor(name, {config_.vocab, config_.hidden}), head);
+    checkpoint_.forget(name);
+    return table;
+  }
   /** As stored, whatever the format of the rest. */
   [[nodiscard]] Weight stored(const std::string& name, std::size_t out, std::size_t in) const {
-    return ops_.upload_matrix(checkpoint_.tensor(name, {out, in}));
+    const Weight weight = ops_.upload_matrix(checkpoint_.tensor(name, {out, in}));
+    checkpoint_.forget(name);
+    return weight;
   }
   [[nodiscard]] Weight head(const std::string& name) const {
     return plain_or_rounded(name, config_.vocab, config_.hidden);
@@ -59,10 +67,9 @@ class Qwen2::Loader {
 
  private:
   [[nodiscard]] Weight plain_or_rounded(const std::string& name, std::size_t out, std::size_t in) const {
-    const TensorView tensor = checkpoint_.tensor(name, {out, in});
-    if (config_.weights != WeightFormat::int8) return ops_.upload_matrix(tensor);
-    const Weight rounded = ops_.upload_int8(tensor);
-    if (rounded.packing == Packing::int8) checkpoint_.forget(name);
+    if (config_.weights != WeightFormat::int8) return stored(name, out, in);
+    const Weight rounded = ops_.upload_int8(checkpoint_.tensor(name, {out, in}));
+    checkpoint_.forget(name);
     return rounded;
   }
 
@@ -78,8 +85,8 @@ Qwen2::Qwen2(const ModelConfig& config, const Checkpoint& checkpoint, Ops& ops, 
   const MoeConfig& moe = config.moe;
   const Loader load(config, checkpoint, ops);
 
-  embedding_ = load.stored("model.embed_tokens.weight", config.vocab, hidden);
   head_ = load.head(config.tied ? "model.embed_tokens.weight" : "lm_head.weight");
+  embedding_ = load.table("model.embed_tokens.weight", config.tied ? &head_ : nullptr);
   final_norm_ = load.vector("model.norm.weight", hidden);
   for (std::size_t i = 0; i < config.layers; ++i) {
     const std::string at = concat("model.layers.", i, ".");

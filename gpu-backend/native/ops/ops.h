@@ -18,7 +18,7 @@ namespace qe {
 /** plain: numbers of a dtype. int8, int4: w[o][i] = scales[o][i / group] * q[o][i] + offsets[o][i / group]. */
 enum class Packing : std::uint8_t { plain, int8, int4 };
 
-/** A weight matrix on the device, [out][in] row major; its memory belongs to the Ops that made it. */
+/** A weight matrix on the device, [out][in], in the order its Ops likes; its memory belongs to them. */
 struct Weight {
   const void* data = nullptr;
   DType dtype = DType::f32;  // of a plain matrix
@@ -93,8 +93,12 @@ class Ops {
   [[nodiscard]] virtual std::string level() const = 0;
   [[nodiscard]] virtual unsigned threads() const = 0;
 
-  /** Keeps the tensor's own dtype; the view must outlive the Ops. */
+  /** Keeps the tensor's own dtype. */
   virtual Weight upload_matrix(const TensorView& tensor) = 0;
+  /** A table for embed() alone; the view must outlive the Ops. @param tied the same as a matrix, where that exists */
+  virtual Weight upload_table(const TensorView& tensor, const Weight* tied) {
+    return tied != nullptr && tied->packing == Packing::plain ? *tied : upload_matrix(tensor);
+  }
   /** Rounded to eight bits, a scale for each group of inputs; plain where `in` is no multiple of 16. */
   virtual Weight upload_int8(const TensorView&) { return lacks("int8 weights"); }
   virtual Weight upload_int4(const Int4Matrix&) { return lacks("four-bit weights"); }
@@ -110,14 +114,15 @@ class Ops {
   /** Bytes of KV one block takes over all layers. */
   [[nodiscard]] virtual std::size_t kv_block_bytes(const AttentionShape& shape) const = 0;
 
-  /** Copies a block's keys and values of all layers, kv_block_bytes(), to host memory and back, after all work before. */
+  /** Copies a block's keys and values of all layers, kv_block_bytes(), to host memory and back, after all work before.
+   */
   virtual void save_block(BlockId /*block*/, std::byte* /*to*/) { lacks("a host tier of the prefix cache"); }
   virtual void load_block(BlockId /*block*/, const std::byte* /*from*/) { lacks("a host tier of the prefix cache"); }
 
   /** Announces the batch the following calls work on; it must stay alive until the last of them. Waits for the step
       that had its turn before. */
   virtual void begin(const Batch& batch) = 0;
-  /** x[row] = table[token of row]; x: [rows][width] */
+  /** x[row] = table[token of row], of upload_table(); x: [rows][width] */
   virtual void embed(const Weight& table, float* x) = 0;
   /** y = x / sqrt(mean(x^2) + eps) * weight; x, y: [rows][width] */
   virtual void rms_norm(const float* x, const Buffer& weight, float eps, std::size_t rows, std::size_t width,

@@ -62,6 +62,30 @@ Stored store(const Floats& values, Format format) {
   return stored;
 }
 
+/** A matrix as a level reads it. */
+class Arranged {
+ public:
+  Arranged(const Kernels& kernels, const Stored& stored, std::size_t out, std::size_t in)
+      : format_(stored.format), out_(out) {
+    const MatrixForm form{stored.format, out, in};
+    std::byte* to = memory_.bytes(kernels.arranged_bytes(form) + 64);
+    const auto* from = static_cast<const std::byte*>(stored.data());
+    const std::size_t row = in * (stored.format == Format::f32 ? 4 : 2);
+    for (std::size_t first = 0; first < out; first += kArrangeStep)
+      kernels.arrange(form, {from + first * row}, first, std::min(kArrangeStep, out - first), to);
+    weight_ = to;
+  }
+  Projection to(float* y, const float* bias = nullptr, bool add = false) const {
+    return {weight_, format_, bias, y, out_, out_, add};
+  }
+
+ private:
+  AlignedBuffer memory_;
+  const std::byte* weight_;
+  Format format_;
+  std::size_t out_;
+};
+
 /** Packs x, where the level wants that, as the engine does. @returns what job.packed lies in */
 AlignedBuffer pack(const Kernels& kernels, Matmul& job, const Projection& part) {
   AlignedBuffer packed;
@@ -98,7 +122,8 @@ TEST("kernels: matmul against the reference, all formats, odd sizes, bias and ac
           const Stored w = store(noise(in * out, 1), format);
           const Floats x = noise(rows * in, 2), bias = noise(out, 3), before = noise(rows * out, 4);
           Floats y = before;
-          multiply(*kernels, {x.data(), rows, in}, {w.data(), format, bias.data(), y.data(), out, out, true}, 0, out);
+          multiply(*kernels, {x.data(), rows, in}, Arranged(*kernels, w, out, in).to(y.data(), bias.data(), true), 0,
+                   out);
           std::vector<double> want(rows * out);
           for (std::size_t m = 0; m < rows; ++m)
             for (std::size_t n = 0; n < out; ++n) {
@@ -118,11 +143,11 @@ TEST("kernels: a row of a matmul has the same bits alone, among others, and howe
       const Stored w = store(noise(in * out, 5), Format::bf16);
       const Floats x = noise(rows * in, 6);
       Floats together(rows * out), alone(rows * out);
-      const Projection all{w.data(), Format::bf16, nullptr, together.data(), out, out, false};
-      multiply(*kernels, {x.data(), rows, in}, all, 0, out);
+      const Arranged weights(*kernels, w, out, in);
+      multiply(*kernels, {x.data(), rows, in}, weights.to(together.data()), 0, out);
       for (std::size_t m = 0; m < rows; ++m) {
-        const Projection one{w.data(), Format::bf16, nullptr, alone.data() + m * out, out, out, false};
-        const std::size_t cut = m % out;
+        const Projection one = weights.to(alone.data() + m * out);
+        const std::size_t step = kernels->outputs_step, cut = m % qe::div_up(out, step) * step;
         multiply(*kernels, {x.data() + m * in, 1, in}, one, cut, out);
         multiply(*kernels, {x.data() + m * in, 1, in}, one, 0, cut);
       }
@@ -262,11 +287,10 @@ TEST("kernels: a job of more rows and outputs than are held at once, in pieces")
     const Stored w = store(noise(in * out, 12), Format::bf16);
     const Floats x = noise(rows * in, 13);
     Floats all(rows * out), one(out);
-    const Projection part{w.data(), Format::bf16, nullptr, all.data(), out, out, false};
-    multiply(*kernels, {x.data(), rows, in}, part, 0, out);
+    const Arranged weights(*kernels, w, out, in);
+    multiply(*kernels, {x.data(), rows, in}, weights.to(all.data()), 0, out);
     for (const std::size_t row : {0, 511, 512, 529}) {
-      const Projection alone{w.data(), Format::bf16, nullptr, one.data(), out, out, false};
-      multiply(*kernels, {x.data() + row * in, 1, in}, alone, 0, out);
+      multiply(*kernels, {x.data() + row * in, 1, in}, weights.to(one.data()), 0, out);
       CHECK(std::memcmp(one.data(), all.data() + row * out, out * sizeof(float)) == 0,
             qe::concat(kernels->level, " row ", row));
     }
@@ -278,12 +302,11 @@ TEST("kernels: a gated product has the bits of two products and the gate") {
     for (const std::size_t in : {64, 896, 2080})
       for (const std::size_t rows : {17, 48, 300}) {
         const std::size_t out = 160;
-        const Stored gate = store(noise(in * out, 14), Format::bf16), up = store(noise(in * out, 15), Format::bf16);
+        const Arranged gate(*kernels, store(noise(in * out, 14), Format::bf16), out, in);
+        const Arranged up(*kernels, store(noise(in * out, 15), Format::bf16), out, in);
         const Floats x = noise(rows * in, 16);
         Floats want(rows * out), other(rows * out), got(rows * out);
-        const auto part = [&](const Stored& w, Floats& y) {
-          return Projection{w.data(), Format::bf16, nullptr, y.data(), out, out, false};
-        };
+        const auto part = [](const Arranged& w, Floats& y) { return w.to(y.data()); };
         Matmul job{x.data(), rows, in};
         if (!kernels->gates(job, part(gate, got), part(up, other))) continue;
         multiply(*kernels, job, part(gate, want), 0, out);

@@ -1,6 +1,7 @@
 // Weights of eight and four bits at every kernel level: against their dequantised matrix in double precision, and bit
 // for bit against themselves whatever the number of rows.
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 
@@ -61,6 +62,18 @@ void check_products(cpu::CpuOps& ops, const Weight& weight, Value&& value, const
     }
 }
 
+/** [out][in], by products with the unit vectors, which every level computes all but exactly. */
+Floats weights_of(cpu::CpuOps& ops, const Weight& weight) {
+  Floats unit(weight.in), column(weight.out), all(weight.out * weight.in);
+  for (std::size_t i = 0; i < weight.in; ++i) {
+    unit[i] = 1;
+    ops.linear(unit.data(), 1, std::array{Linear{&weight, nullptr, column.data()}});
+    for (std::size_t o = 0; o < weight.out; ++o) all[o * weight.in + i] = column[o];
+    unit[i] = 0;
+  }
+  return all;
+}
+
 TEST("quantised: four bits at every level") {
   for (const cpu::Kernels* level : cpu::available_kernels()) {
     cpu::CpuOps ops(2, level->level);
@@ -82,12 +95,15 @@ TEST("quantised: eight bits at every level, within half a step of the weights") 
       const TensorView tensor{"w", DType::f32, {out, in}, reinterpret_cast<const std::byte*>(values.data())};
       const Weight weight = ops.upload_int8(tensor);
       CHECK(weight.packing == Packing::int8 && in % weight.group == 0);
-      const auto value = [&](std::size_t o, std::size_t i) {
-        const float scale = weight.scales[o * (in / weight.group) + i / weight.group];
-        const double is = double{scale} * static_cast<const std::int8_t*>(weight.data)[o * in + i];
-        CHECK(std::abs(is - double{values[o * in + i]}) <= 0.5001 * double{scale});
-        return is;
-      };
+      const Floats rounded = weights_of(ops, weight);
+      for (std::size_t o = 0; o < out; ++o)
+        for (std::size_t i = 0; i < in; i += weight.group) {
+          const auto group = std::span(values).subspan(o * in + i, weight.group);
+          const float top = std::abs(*std::ranges::max_element(group, {}, [](float w) { return std::abs(w); }));
+          for (std::size_t k = 0; k < weight.group; ++k)
+            CHECK(std::abs(rounded[o * in + i + k] - group[k]) <= 0.5001f * top / 127);
+        }
+      const auto value = [&](std::size_t o, std::size_t i) { return double{rounded[o * in + i]}; };
       check_products(ops, weight, value, concat(level->level, " int8 ", out, "x", in));
     }
   }

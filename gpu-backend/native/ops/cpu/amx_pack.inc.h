@@ -11,10 +11,6 @@
 inline std::size_t columns_of(const Matmul& job) { return std::min(job.rows, kPackRows); }
 
 inline constexpr std::size_t kBf16Parts = QE_BF16_PARTS, kByteParts = 3;
-inline constexpr std::size_t kBf16Step = 32;  // inputs that one instruction takes
-
-/** Inputs of one instruction beside weights of eight or four bits: it must not cross a group. */
-inline std::size_t byte_step(std::size_t group) { return group % 64 == 0 ? 64 : group % 32 == 0 ? 32 : 16; }
 
 /** A packed block beside weights of eight or four bits. */
 struct BytesBlock {

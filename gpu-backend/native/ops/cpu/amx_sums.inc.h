@@ -2,6 +2,9 @@
 
 inline constexpr std::size_t kSums = 256;  // floats of a tile of sums, [16 outputs][16 rows], or [16] for one row
 
+/** Bytes between the outputs of a tile of sums. */
+inline std::size_t sums_stride(std::size_t columns) { return columns == 1 ? 4 : 64; }
+
 /** A tile of sums by rows: row r holds 16 outputs. */
 inline void load_rows(const float* sums, __m512i (&row)[16]) {
   for (std::size_t i = 0; i < 16; ++i) row[i] = _mm512_load_si512(sums + i * 16);

@@ -13,14 +13,14 @@ namespace qe::cpu {
 CpuOps::CpuOps(unsigned threads, std::string_view level)
     : kernels_(select_kernels(level)), pool_(threads == 0 ? ThreadPool::physical_cores() : threads) {}
 
-Weight CpuOps::upload_matrix(const TensorView& tensor) {
-  return {tensor.data, tensor.dtype, tensor.shape.at(0), tensor.shape.at(1)};
-}
-
 Buffer CpuOps::upload_vector(const TensorView& tensor) {
   Buffer buffer = allocate(tensor.elements());
   kernels_.widen(tensor.data, format_of(tensor.dtype), tensor.elements(), buffer.get());
   return buffer;
+}
+
+Weight CpuOps::upload_table(const TensorView& tensor, const Weight* /*tied*/) {
+  return {tensor.data, tensor.dtype, tensor.shape.at(0), tensor.shape.at(1)};
 }
 
 /** Anonymous pages: zero, touched only when used, in huge pages where the kernel grants them. */

@@ -11,7 +11,8 @@
 namespace qe::cpu {
 
 /**
- * Ops on this machine's cores: plain weights are read where they lie (no copy), activations and KV are fp32.
+ * Ops on this machine's cores: weights are copied into huge pages in the order in which the kernels read them, an
+ * embedding table is read where it lies; activations and KV are fp32.
  *
  * Bits: every output is computed whole by one thread in an order fixed by the kernel level, so neither the number of
  * threads nor the batch changes a result. Prefill and decode share all kernels and therefore agree bit for bit.
@@ -25,6 +26,7 @@ class CpuOps final : public Ops {
   [[nodiscard]] unsigned threads() const override { return pool_.threads(); }
 
   Weight upload_matrix(const TensorView& tensor) override;
+  Weight upload_table(const TensorView& tensor, const Weight* tied) override;
   Weight upload_int8(const TensorView& tensor) override;
   Weight upload_int4(const Int4Matrix& matrix) override;
   Buffer upload_vector(const TensorView& tensor) override;
@@ -80,12 +82,15 @@ class CpuOps final : public Ops {
   [[nodiscard]] std::size_t run_length(std::size_t outputs, std::size_t in, std::size_t rows) const;
   std::size_t packed_for(const Matmul& job, const Projection& part);
   void do_runs();
-  template <class T>
-  T* keep(std::size_t count);
+  /** `rows(first, count)` gives outputs of the matrix as they were stored. @returns where they lie now */
+  template <class Rows>
+  const std::byte* keep(const MatrixForm& form, Rows&& rows);
 
   const Kernels& kernels_;
   ThreadPool pool_;
-  std::vector<Buffer> kept_;  // quantised weights
+  std::vector<Buffer> kept_;  // memory for weights
+  std::byte* kept_free_ = nullptr;
+  std::size_t kept_left_ = 0;  // bytes at kept_free_
   std::vector<Run> runs_;
   std::vector<Packed> packs_;
   std::vector<std::pair<std::size_t, std::size_t>> blocks_to_pack_;  // (index in packs_, block)

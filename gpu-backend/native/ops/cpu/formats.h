@@ -16,7 +16,7 @@ inline Projection projection_of(const Weight& w, const float* bias, float* y, bo
   const Format format = w.packing == Packing::int8   ? Format::int8
                         : w.packing == Packing::int4 ? Format::int4
                                                      : format_of(w.dtype);
-  return {w.data, format, bias, y, w.out, w.out, add, w.group, w.scales, w.offsets};
+  return {static_cast<const std::byte*>(w.data), format, bias, y, w.out, w.out, add, w.group};
 }
 
 }  // namespace qe::cpu

@@ -11,19 +11,30 @@ namespace qe::cpu {
 
 enum class Format : std::uint8_t { f32, f16, bf16, int8, int4 };
 
+/** A weight matrix. int8 and int4: w = scale * q (+ offset, int4 alone), one for each output and `group` of inputs. */
+struct MatrixForm {
+  Format format;
+  std::size_t out, in;
+  std::size_t group = 0;
+};
+
+/** Some outputs of a matrix, row major. */
+struct MatrixRows {
+  const void* weight;              // [outputs][in]; int4 as Int4Matrix::nibbles
+  const float* scales = nullptr;   // [outputs][in / group]: int8, int4
+  const float* offsets = nullptr;  // the same: int4
+};
+
 /** One linear layer's share of a matmul: y[m][n] = sum_k x[m][k] * w[n][k] + bias[n], or that added to y. */
 struct Projection {
-  const void* weight;  // [out][in], row major, as stored
+  const std::byte* weight;  // as Kernels::arrange wrote it
   Format format;
   const float* bias;  // [out] or null
   float* y;           // [rows][stride]
   std::size_t out;
   std::size_t stride;
   bool add;  // y += instead of y =
-  // int8 and int4 alone: w = scales * q + offsets, each [out][in / group]; no offsets: null
   std::size_t group = 0;
-  const float* scales = nullptr;
-  const float* offsets = nullptr;
 };
 
 struct Matmul {
@@ -33,6 +44,7 @@ struct Matmul {
   const std::byte* packed = nullptr;  // what Kernels::pack made of x, where packed_bytes asks for it
 };
 inline constexpr std::size_t kPackRows = 16;
+inline constexpr std::size_t kArrangeStep = 32;
 
 /** Attention of a few consecutive rows of one sequence over all its earlier keys, for one KV head's group of queries.
  */
@@ -60,15 +72,19 @@ inline constexpr std::size_t kSegment = 256;
 /** The inner loops of one instruction-set level. Every function computes whole outputs: callers split work freely. */
 struct Kernels {
   std::string_view level;
-  /** Runs of outputs should begin at multiples of it. */
+  /** Runs of outputs begin at multiples of it. */
   std::size_t outputs_step;
   /** Outputs of a run at least, where rows are many: each run reads all of x from afar. */
   std::size_t outputs_least;
+  /** Bytes of a matrix as matmul reads it. Alignment: 64. */
+  std::size_t (*arranged_bytes)(const MatrixForm&);
+  /** Writes outputs [first, first + count) of that, `first` a multiple of kArrangeStep. */
+  void (*arrange)(const MatrixForm&, const MatrixRows&, std::size_t first, std::size_t count, std::byte* matrix);
   /** Bytes of each kPackRows rows of x in the form that matmul wants beside such weights; 0: it reads x as it is. */
   std::size_t (*packed_bytes)(const Matmul&, const Projection&);
   /** Writes rows [kPackRows * block, ...) of that form at its place in `to`, which is aligned to 64 bytes. */
   void (*pack)(const Matmul&, const Projection&, std::size_t block, std::byte* to);
-  /** Outputs [begin, end) of one projection, for all rows. */
+  /** Outputs [begin, end) of one projection, for all rows; end: a multiple of outputs_step, or the last. */
   void (*matmul)(const Matmul&, const Projection&, std::size_t begin, std::size_t end);
   /** Whether `gated` takes such a product. */
   bool (*gates)(const Matmul&, const Projection& gate, const Projection& up);

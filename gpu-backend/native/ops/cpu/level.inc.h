@@ -5,6 +5,7 @@ namespace {
 #include "ops/cpu/simd.inc.h"
 //
 #include "ops/cpu/attention.inc.h"
+#include "ops/cpu/arrange.inc.h"
 #include "ops/cpu/quantised.inc.h"
 //
 #include "ops/cpu/matmul.inc.h"
@@ -13,11 +14,17 @@ namespace {
 #if defined(QE_AMX)
 #include "ops/cpu/amx_tiles.inc.h"
 //
+#include "ops/cpu/amx_weights.inc.h"
+//
 #include "ops/cpu/amx_pack.inc.h"
 //
 #include "ops/cpu/amx_sums.inc.h"
 //
+#include "ops/cpu/amx_few_rows.inc.h"
+//
 #include "ops/cpu/amx_prefill.inc.h"
+//
+#include "ops/cpu/amx_bytes.inc.h"
 //
 #include "ops/cpu/amx_matmul.inc.h"
 #endif
@@ -29,6 +36,8 @@ const Kernels& kernels() {
 #if defined(QE_AMX)
       .outputs_step = 32,
       .outputs_least = 224,
+      .arranged_bytes = panels_bytes,
+      .arrange = arrange_panels,
       .packed_bytes = packed_bytes,
       .pack = pack,
       .matmul = amx_matmul,
@@ -37,6 +46,8 @@ const Kernels& kernels() {
 #else
       .outputs_step = 12,
       .outputs_least = 1,
+      .arranged_bytes = rows_bytes,
+      .arrange = arrange_rows,
       .packed_bytes = [](const Matmul&, const Projection&) { return std::size_t{0}; },
       .pack = [](const Matmul&, const Projection&, std::size_t, std::byte*) {},
       .matmul = matmul,

@@ -102,7 +102,7 @@ inline void for_tiles(const Matmul& job, std::size_t begin, std::size_t end, Til
 template <class From>
 inline void matmul_from(const Matmul& job, const Projection& part, std::size_t begin, std::size_t end) {
   const std::size_t in = job.in;
-  const auto* weight = static_cast<const typename From::Stored*>(part.weight);
+  const auto* weight = reinterpret_cast<const typename From::Stored*>(part.weight);
   for_tiles(job, begin, end, [&](std::size_t mr, const float* x, std::size_t row, std::size_t n, bool wide) {
     if (wide) {
       tile_of<From, kTileOutputs>(mr, x, in, weight + n * in, part, row, n);

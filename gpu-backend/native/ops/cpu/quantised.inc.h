@@ -4,6 +4,7 @@
 // The order of reduction is matmul.inc.h's: one accumulator vector per output over k, its lanes in a fixed tree.
 
 struct Int8 {
+  static constexpr bool kOffsets = false;
   static constexpr std::size_t kChunk = 16;  // inputs unpacked at once
   static constexpr std::size_t bytes(std::size_t inputs) { return inputs; }
   /** Lanes [at, at + kLanes) of a chunk. */
@@ -13,6 +14,7 @@ struct Int8 {
 };
 
 struct Int4 {
+  static constexpr bool kOffsets = true;
   static constexpr std::size_t kChunk = 32;
   static constexpr std::size_t bytes(std::size_t inputs) { return inputs / 2; }
   static F vector(const std::byte* chunk, std::size_t at) {
@@ -30,15 +32,17 @@ inline void quantised_tile(const float* x, std::size_t in, const Projection& par
     for (std::size_t j = 0; j < NR; ++j) acc[m][j] = set1(0.0f);
 
   const std::size_t groups = in / part.group, stride = From::bytes(in);
-  const std::byte* w = static_cast<const std::byte*>(part.weight) + n * stride;
+  const std::byte* w = part.weight + n * stride;
+  const auto* scales = reinterpret_cast<const float*>(part.weight + part.out * stride);  // as arrange_rows wrote them
+  const float* offsets = scales + part.out * groups;
   const auto* ahead = reinterpret_cast<const char*>(w + NR * stride);
   constexpr std::size_t kStep = NR * From::bytes(From::kChunk);
   for (std::size_t g = 0; g < groups; ++g) {
     F scale[NR], offset[NR];
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < NR; ++j) {
-      scale[j] = set1(part.scales[(n + j) * groups + g]);
-      offset[j] = set1(part.offsets == nullptr ? 0.0f : part.offsets[(n + j) * groups + g]);
+      scale[j] = set1(scales[(n + j) * groups + g]);
+      offset[j] = set1(From::kOffsets ? offsets[(n + j) * groups + g] : 0.0f);
     }
     for (std::size_t k = g * part.group; k < (g + 1) * part.group; k += From::kChunk, ahead += kStep) {
       __builtin_prefetch(ahead, 0, 2);

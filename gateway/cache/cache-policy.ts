@@ -5,6 +5,8 @@
  * made it, within 10 s in its data centre, within 60 s (KV) elsewhere. KV may say for a while what was true before: an
  * isolate that knows better goes by the revision.
  */
+import { Breaker } from '../breaker.ts'
+
 export interface Policy {
   epoch: string
   /** null: RESULT_TTL_SECONDS. */
@@ -29,12 +31,17 @@ export const templates_max = 500
 export const noPolicy: CachePolicy = { revision: 0, epoch: '', ttl_s: null, templates: {} }
 export const policyKey = (tenantId: string) => `policy:${tenantId}`
 
-/** Throws what KV throws. */
-export async function cachePolicy(env: Env, tenantId: string): Promise<CachePolicy> {
+/** The namespace RESULTS, for policies and answers alike. */
+export const resultsKv = new Breaker(1_000)
+
+/** null: KV does not say. */
+export async function cachePolicy(env: Env, tenantId: string): Promise<CachePolicy | null> {
   const known = memory.get(tenantId)
   if (known && known.until > Date.now()) return known.policy
-  const read = await env.RESULTS.get<CachePolicy>(policyKey(tenantId), 'json')
-  return rememberPolicy(tenantId, { ...noPolicy, ...read })
+  const [read, failed] = await resultsKv.attempt(async () =>
+    env.RESULTS.get<CachePolicy>(policyKey(tenantId), 'json'),
+  )
+  return failed ? null : rememberPolicy(tenantId, { ...noPolicy, ...read })
 }
 
 /** @returns the newest that is known. */

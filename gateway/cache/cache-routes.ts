@@ -8,8 +8,8 @@ import { flightsOf } from '../flights/flight-names.ts'
 import { found } from '../found.ts'
 import { isTenantId } from '../limits/tenant-record.ts'
 import { templatesOf } from '../templates/template-use.ts'
+import { late, within } from '../within.ts'
 import { rememberPolicy, templates_max, type CachePolicy, type PolicyChange } from './cache-policy.ts'
-import { attempt } from './result-store.ts'
 
 /** KV may refuse a few times before it takes a write. */
 const change_ms_max = 6_000
@@ -19,8 +19,8 @@ async function change(env: Env, tenantId: string, change: PolicyChange): Promise
     tenantId,
     change,
   )
-  const [policy] = await attempt(work, change_ms_max)
-  if (policy === null || policy === 'late')
+  const policy = await within(work, change_ms_max).catch((): typeof late => late)
+  if (policy === late || policy === 'late')
     throw new ApiError('storage_unavailable', 'The cache could not be changed everywhere. Try again.', {
       retryAfterS: 1,
     })

@@ -48,7 +48,7 @@ export const cache = factory.createMiddleware(async function cache(c, next) {
   }
   if (asked.noStore) return bypass('no-store')
   if (optIn_s === null && !isDeterministic(prompt.sampling)) return bypass('not-deterministic')
-  const policies = await cachePolicy(c.env, caller.tenantId).catch(() => null)
+  const policies = await cachePolicy(c.env, caller.tenantId)
   if (policies === null) return bypass('storage-unavailable')
   const policy = policyFor(policies, prompt.template?.id)
   const ttl_s = optIn_s ?? policy.ttl_s ?? Number(c.env.RESULT_TTL_SECONDS)

@@ -1,7 +1,8 @@
 /**
  * Where answers are kept: this isolate's memory, the Cache API of its data centre, and behind them KV for all of them.
  * KV gets what is asked for a second time, since most answers never are and a write there is the dearest part of a miss;
- * what only KV has is copied nearer on its way. Storage that fails or is slow costs a deadline, never the answer.
+ * what only KV has is copied nearer on its way. Storage that fails or is slow costs a deadline, never the answer, and
+ * one that keeps hanging not even that.
  *
  * An entry holds the deltas of a whole answer with the moments at which they came, at most `entry_chars_max`; a longer
  * one is not kept. A corrupt entry, or one of another version, is a miss.
@@ -14,8 +15,8 @@ import {
   type FinishDelta,
   type AnswerDelta,
 } from '../chat/answers.ts'
-import { late, within } from '../within.ts'
-import { policyKey } from './cache-policy.ts'
+import { Breaker } from '../breaker.ts'
+import { policyKey, resultsKv } from './cache-policy.ts'
 import { recall, remember } from './result-memory.ts'
 
 export interface Entry {
@@ -40,8 +41,7 @@ type Defer = (work: Promise<unknown>) => void
 const entry_version = 4
 const checksum_chars = 16
 const entry_chars_max = 4 * 1024 * 1024
-const cache_ms_max = 250
-const kv_ms_max = 1_000
+const cacheApi = new Breaker(250)
 /** Its caller gets the end of the answer first. */
 const put_after_ms = 20
 /** KV takes no shorter life. */
@@ -54,18 +54,19 @@ export async function lookup(env: Env, key: string, defer: Defer): Promise<Looku
     here.far = true
     return { entry: here.entry, failed: false }
   }
-  const [near, nearFailed] = await attempt(readCache(key), cache_ms_max)
+  const [near, nearFailed] = await cacheApi.attempt(async () => readCache(key))
   if (near !== null) {
     remember(key, near.entry, near.chars, true)
     defer(storeFar(env, key, near.entry))
     return { entry: near.entry, failed: false }
   }
-  const [far, farFailed] = await attempt(readKv(env, key), kv_ms_max)
+  const [far, farFailed] = await resultsKv.attempt(async () => readKv(env, key))
   if (far === null) return { entry: null, failed: nearFailed || farFailed }
   const { entry, chars } = far
   remember(key, entry, chars, true)
   const rest_s = Math.floor(entry.ttl_s - (Date.now() - entry.stored_at) / 1000)
-  if (!nearFailed && rest_s >= 1) defer(attempt(writeCache(key, JSON.stringify(entry), rest_s), cache_ms_max))
+  if (!nearFailed && rest_s >= 1)
+    defer(cacheApi.attempt(async () => writeCache(key, JSON.stringify(entry), rest_s)))
   return { entry, failed: false }
 }
 
@@ -74,14 +75,17 @@ export function storeNear(key: string, entry: Entry, defer: Defer): void {
   const text = JSON.stringify(entry)
   if (text.length > entry_chars_max) return
   remember(key, entry, text.length, false)
-  defer(scheduler.wait(put_after_ms).then(() => attempt(writeCache(key, text, entry.ttl_s), cache_ms_max)))
+  defer(
+    scheduler.wait(put_after_ms).then(() => cacheApi.attempt(async () => writeCache(key, text, entry.ttl_s))),
+  )
 }
 
 export async function storeFar(env: Env, key: string, entry: Entry): Promise<void> {
   const text = JSON.stringify(entry)
   if (text.length > entry_chars_max) return
   const expirationTtl = Math.max(kv_ttl_s_min, entry.ttl_s)
-  await attempt(env.RESULTS.put(kvKey(key), await sealed(text), { expirationTtl }), kv_ms_max)
+  const whole = await sealed(text)
+  await resultsKv.attempt(async () => env.RESULTS.put(kvKey(key), whole, { expirationTtl }))
 }
 
 /** All that KV holds of a tenant's; the Cache API lists nothing. */
@@ -199,10 +203,4 @@ async function unsealed(text: string): Promise<Read | null> {
 async function checksum(json: string): Promise<string> {
   const digest = await crypto.subtle.digest('SHA-256', new TextEncoder().encode(json))
   return hex(digest).slice(0, checksum_chars)
-}
-
-/** What fails or takes longer is null, and failed. */
-export async function attempt<T>(work: Promise<T>, ms: number): Promise<[T | null, failed: boolean]> {
-  const value = await within(work, ms).catch((): typeof late => late)
-  return value === late ? [null, true] : [value, false]
 }

@@ -1,12 +1,13 @@
 /**
  * Who calls: an API key -> a Caller. The truth is the directory object; in front of it stand this isolate's memory
- * (5 s, by the key itself: a busy key is not even hashed) and KV (60 s, the platform's own staleness). A key with a wrong checksum costs no storage read. An absent key
+ * (5 s, by the key itself: a busy key is not even hashed) and KV (60 s, the platform's own staleness), which is done without where it fails or hangs. A key with a wrong checksum costs no storage read. An absent key
  * is remembered by the isolate alone: a key's 256 random bits are never guessed before they are made, so a cached
  * absence cannot hide a new key. When storage fails the answer is 503, never 401.
  */
 import { hex } from '../../src/hex.ts'
 import { ApiError } from '../../src/errors.ts'
 import { isWellFormedKey } from '../../src/keys.ts'
+import { Breaker } from '../breaker.ts'
 import type { KeyRecord } from './directory.ts'
 
 export interface Caller {
@@ -19,6 +20,7 @@ export interface Caller {
 
 const memory_ms = 5_000
 const kv_ttl_s = 60
+const keysKv = new Breaker(250)
 const memory_entries_max = 10_000
 const memory = new Map<string, { record: KeyRecord | null; until: number }>()
 
@@ -52,11 +54,12 @@ async function lookup(
   if (known && known.until > Date.now()) return known.record
   const hash = await hashKey(env.KEY_PEPPER, key)
   try {
-    let record = await env.KEYS.get<KeyRecord>(hash, 'json')
+    let [record, failed] = await keysKv.attempt(async () => env.KEYS.get<KeyRecord>(hash, 'json'))
     if (record === null) {
       record = await directoryOf(env, hash).get(hash)
       // A put that crosses a revocation must not outlive it: KV forgets by itself.
-      if (record !== null) defer(env.KEYS.put(hash, JSON.stringify(record), { expirationTtl: kv_ttl_s }))
+      if (record !== null && !failed)
+        defer(env.KEYS.put(hash, JSON.stringify(record), { expirationTtl: kv_ttl_s }))
     }
     remember(key, record)
     return record

@@ -5,6 +5,7 @@
 import { readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { Command, InvalidArgumentError } from 'commander'
+import { endWithReader } from './end-with-reader.ts'
 import { root } from './settings.ts'
 
 type Row = Record<string, unknown>
@@ -166,12 +167,7 @@ program
     show(await call('GET', `/audit?limit=100&cursor=${text(cursor)}${of}`))
   })
 
-// `... | head` has read enough.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code === 'EPIPE') process.exit(0)
-  throw error
-})
-
+endWithReader()
 await program.parseAsync()
 
 /** What is wrong with the world rather than with the command line: one line, no usage text. */

@@ -3,6 +3,7 @@ import { execFileSync } from 'node:child_process'
 import { existsSync, readdirSync, writeFileSync } from 'node:fs'
 import { arch, cpus, platform, totalmem } from 'node:os'
 import { Command } from 'commander'
+import { endWithReader } from '../../gateway/local/end-with-reader.ts'
 
 export interface BenchResult {
   name: string
@@ -117,4 +118,5 @@ const program = new Command('bench')
     },
   )
 
+endWithReader()
 await program.parseAsync()

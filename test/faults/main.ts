@@ -1,6 +1,7 @@
 /** `npm run faults -- SUITE [--quick]`: breaks things on purpose on this machine and counts what that cost. */
 import { readdirSync } from 'node:fs'
 import { Command } from 'commander'
+import { endWithReader } from '../../gateway/local/end-with-reader.ts'
 
 export interface Finding {
   name: string
@@ -44,4 +45,5 @@ const program = new Command('faults')
     process.exitCode = wrong === 0 ? 0 : 1
   })
 
+endWithReader()
 await program.parseAsync()

@@ -61,7 +61,7 @@ describe('keys', () => {
 
   it('are never called wrong because storage fails: that is a 503', async () => {
     const failing = { get: () => Promise.reject(new Error('down')) }
-    const broken = { ...env, KEYS: failing } as unknown as Env
+    const broken = { ...env, KEYS: failing, DIRECTORY: { getByName: () => failing } } as unknown as Env
     await expect(identify(broken, makeKey('test'), () => undefined)).rejects.toMatchObject({
       status: 503,
       headers: { 'retry-after': '1' },

@@ -1,4 +1,7 @@
-/** Stands where the backend would: the worker's own fetch, in the tests' isolate. */
+/**
+ * Stands where the backend would, and answers each request by one value: what is admitted and billed needs no more. What
+ * happens step by step, while others look on, is told by a script: scripted-backend.ts.
+ */
 import { afterEach, beforeEach, vi } from 'vitest'
 import { ApiError, type ErrorCode } from '../../src/errors.ts'
 import type { GenerateRequest, TokenUsage } from '../../src/protocol.ts'

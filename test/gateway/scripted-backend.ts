@@ -1,4 +1,7 @@
-/** A backend within the test's own workerd: answers /v1/generate as a script says, and counts what it is asked. */
+/**
+ * A backend within the test's own workerd: answers /v1/generate as a script says, step by step, and counts what it is
+ * asked. Where a status, tokens and a usage are all that matters: fake-backend.ts.
+ */
 import { env } from 'cloudflare:workers'
 import { vi } from 'vitest'
 import type { CancelResponse, FinishReason, GenerateRequest } from '../../src/protocol.ts'

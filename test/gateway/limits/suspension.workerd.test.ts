@@ -59,11 +59,8 @@ describe.each<[string, object, Record<string, string>, object]>([
 it('what its tenant hears of only then is stopped too', async () => {
   const { id, keyId } = await newTenant()
   backend = scriptedBackend(endless)
-  const request = new Promise<Response>((resolve) => {
-    const body = JSON.stringify({ request_id: 'req_leased', token_ids: [1], sampling: {} })
-    resolve(fetch(`${env.BACKEND_URL}/v1/generate`, { method: 'POST', body }))
-  })
-  await request
+  const body = JSON.stringify({ request_id: 'req_leased', token_ids: [1], sampling: {} })
+  await fetch(`${env.BACKEND_URL}/v1/generate`, { method: 'POST', body })
   await become(id, 'suspended')
   const use = { key_id: keyId, model: 'tiny', template: '' }
   await env.TENANT.getByName(id).note('late', [{ requestId: 'req_leased', use, prompt_tokens: 1 }], [])

@@ -71,7 +71,7 @@ export function readSettings(argv: readonly string[]): Settings {
       option(
         '--kernels <level>',
         'KERNELS',
-        'CPU instructions: amx, amx-bf16 (rounds activations), avx512, avx2, base; the best exact ones unless set',
+        'CPU instructions: amx, amx-bf16 (rounds as bf16 arithmetic does), avx512, avx2, base; the best exact ones unless set',
       ),
     )
     .addOption(

@@ -124,44 +124,75 @@ inline void weighted_values(const AttentionTile& t, std::size_t segment, std::si
     if (queries > 0) weighted_values<Queries - 1>(t, segment, keys, weight, queries, out);
 }
 
-inline constexpr std::size_t kGroupMost = 64;  // query heads per KV head
+/** Keys of a segment that a row of the tile sees. */
+inline std::size_t keys_seen(const AttentionTile& t, std::size_t segment, std::size_t row) {
+  const std::size_t end = t.position + row + 1;
+  return end <= segment ? 0 : std::min(kSegment, end - segment);
+}
 
-inline void attention(const AttentionTile& t, float* scratch) {
-  const std::size_t queries = t.rows * t.group;
-  float* score = scratch;                         // [queries][kSegment]
-  float* part = score + queries * kSegment;       // [queries][padded], this segment's values
-  float* running = part + queries * t.padded;     // [queries][padded], merged so far
-  float* maximum = running + queries * t.padded;  // [queries]
-  float* total = maximum + queries;               // [queries]
-  float* query = total + queries;                 // see pack_queries
-  pack_queries(t, query);
+/** The two products of attention, in fp32. */
+class PlainProducts {
+ public:
+  static constexpr std::size_t kRows = 4;  // of a tile at most
+  static constexpr std::size_t kTogether = 1;
+
+  explicit PlainProducts(const AttentionTile& t) : t_(t) {
+    thread_local AlignedBuffer buffer;
+    query_ = buffer.floats(round_up(t.rows * t.group, kQueries) * t.head_dim);
+    pack_queries(t, query_);
+  }
+
+  /** score [queries][kSegment]: every query with the first `keys` keys of a segment. */
+  void scores(std::size_t segment, std::size_t keys, float* score) const {
+    scores_of(t_, segment, keys, query_, t_.rows * t_.group, score);
+  }
+
+  /** out [queries][padded]: the values that each row sees, by its weights [queries][kSegment]. */
+  void values(std::size_t segment, std::size_t /*keys*/, float* weight, float* out) const {
+    for (std::size_t r = 0; r < t_.rows; ++r)
+      if (const std::size_t seen = keys_seen(t_, segment, r); seen > 0)
+        weighted_values(t_, segment, seen, weight + r * t_.group * kSegment, t_.group, out + r * t_.group * t_.padded);
+  }
+
+ private:
+  const AttentionTile& t_;
+  float* query_;
+};
+
+template <class Products>
+inline void attention(const AttentionTile& t) {
+  const std::size_t queries = t.rows * t.group, room = round_up(queries, Products::kTogether);
+  thread_local AlignedBuffer buffer;
+  float* score = buffer.floats(room * (kSegment + 2 * t.padded + 4));
+  float* part = score + room * kSegment;    // [queries][padded], this segment's values
+  float* running = part + room * t.padded;  // [queries][padded], merged so far
+  float* maximum = running + room * t.padded;
+  float *total = maximum + room, *top = total + room, *here = top + room;  // [queries]
+  const Products products(t);
 
   const std::size_t longest = t.position + t.rows;
   for (std::size_t segment = 0; segment < longest; segment += kSegment) {
     const std::size_t keys = std::min(kSegment, longest - segment);
-    scores_of(t, segment, keys, query, queries, score);
-    for (std::size_t r = 0; r < t.rows; ++r) {
-      const std::size_t visible = t.position + r + 1;  // keys this row may see
-      if (visible <= segment) continue;
-      const std::size_t mine = std::min(kSegment, visible - segment), first = r * t.group;
-      float top[kGroupMost], here[kGroupMost];
-      for (std::size_t g = 0; g < t.group; ++g) weights_of(score + (first + g) * kSegment, mine, top[g], here[g]);
-      float* into = (segment == 0 ? running : part) + first * t.padded;
-      weighted_values(t, segment, mine, score + first * kSegment, t.group, into);
-      for (std::size_t g = 0; g < t.group; ++g, into += t.padded) {
-        const std::size_t i = first + g;
-        if (segment == 0) {
-          maximum[i] = top[g], total[i] = here[g];
-          continue;
-        }
-        const float merged = std::max(maximum[i], top[g]);
-        const float keep = std::exp(maximum[i] - merged), add = std::exp(top[g] - merged);
-        maximum[i] = merged;
-        total[i] = total[i] * keep + here[g] * add;
-        for (std::size_t d = 0; d < t.padded; d += kLanes) {
-          float* sum_so_far = running + i * t.padded + d;
-          store(sum_so_far, fma(load(into + d), set1(add), load(sum_so_far) * set1(keep)));
-        }
+    products.scores(segment, keys, score);
+    for (std::size_t i = 0; i < queries; ++i)
+      if (const std::size_t seen = keys_seen(t, segment, i / t.group); seen > 0)
+        weights_of(score + i * kSegment, seen, top[i], here[i]);
+    if (segment == 0) {
+      products.values(segment, keys, score, running);
+      std::copy_n(top, queries, maximum);
+      std::copy_n(here, queries, total);
+      continue;
+    }
+    products.values(segment, keys, score, part);
+    for (std::size_t i = 0; i < queries; ++i) {
+      if (keys_seen(t, segment, i / t.group) == 0) continue;
+      const float merged = std::max(maximum[i], top[i]);
+      const float keep = std::exp(maximum[i] - merged), add = std::exp(top[i] - merged);
+      maximum[i] = merged;
+      total[i] = total[i] * keep + here[i] * add;
+      for (std::size_t d = 0; d < t.padded; d += kLanes) {
+        float* sum_so_far = running + i * t.padded + d;
+        store(sum_so_far, fma(load(part + i * t.padded + d), set1(add), load(sum_so_far) * set1(keep)));
       }
     }
   }

@@ -75,8 +75,8 @@ void CpuOps::begin(const Batch& batch) {
   slice_of_.resize(batch.rows());
   for (std::size_t s = 0; s < batch.slices.size(); ++s) {
     const BatchSlice& slice = batch.slices[s];
-    for (std::size_t i = 0; i < slice.count; i += kAttentionRows)
-      tiles_.push_back({s, i, std::min(kAttentionRows, slice.count - i)});
+    for (std::size_t i = 0; i < slice.count; i += kernels_.attention_rows)
+      tiles_.push_back({s, i, std::min(kernels_.attention_rows, slice.count - i)});
     for (std::size_t i = 0; i < slice.count; ++i) slice_of_[slice.row + i] = s;
   }
   // As the reference does it: the angle is rounded to fp32 before its cosine is taken.
@@ -215,8 +215,6 @@ void CpuOps::attention(std::size_t layer, const float* q, float* out) {
   const std::size_t jobs = tiles_.size() * shape_.kv_heads;
   pool_.for_each(jobs, [&](std::size_t turn) {
     const std::size_t i = jobs - 1 - turn;  // those that see most come first, so that threads end together
-    thread_local std::vector<float> scratch;
-    scratch.resize(std::max(scratch.size(), attention_scratch(group, padded_)));
     const Tile& tile = tiles_[i / shape_.kv_heads];
     const std::size_t kv_head = i % shape_.kv_heads;
     const BatchSlice& slice = batch_->slices[tile.slice];
@@ -235,7 +233,7 @@ void CpuOps::attention(std::size_t layer, const float* q, float* out) {
                             .key_block = key_block_,
                             .value_block = value_block_,
                             .scale = shape_.scale};
-    kernels_.attention(job, scratch.data());
+    kernels_.attention(job);
   });
 }
 

@@ -55,7 +55,7 @@ class CpuOps final : public Ops {
   const Kernels& kernels() const { return kernels_; }
 
  private:
-  struct Tile {  // up to kAttentionRows consecutive rows of one slice
+  struct Tile {  // up to Kernels::attention_rows consecutive rows of one slice
     std::size_t slice;
     std::size_t offset;  // of its first row inside the slice
     std::size_t rows;

@@ -54,7 +54,7 @@ struct AttentionTile {
   const float* keys;      // layer base: [block][kv_head][head_dim][16]
   const float* values;    // layer base: [block][kv_head][16][padded]
   const BlockId* blocks;  // the sequence's block table
-  std::size_t rows;       // <= kAttentionRows
+  std::size_t rows;       // <= Kernels::attention_rows
   std::size_t position;   // of the first row: row r sees keys [0, position + r]
   std::size_t q_stride;   // floats between rows
   std::size_t group;      // query heads per KV head
@@ -65,7 +65,6 @@ struct AttentionTile {
   float scale;
 };
 
-inline constexpr std::size_t kAttentionRows = 4;
 /** Keys per segment of the softmax. Segments start at multiples of it, so their bounds never depend on chunking. */
 inline constexpr std::size_t kSegment = 256;
 
@@ -90,7 +89,8 @@ struct Kernels {
   bool (*gates)(const Matmul&, const Projection& gate, const Projection& up);
   /** Outputs [begin, end) of gate.y = silu(gate) * up; bounds are multiples of outputs_step, bits those of matmul. */
   void (*gated)(const Matmul&, const Projection& gate, const Projection& up, std::size_t begin, std::size_t end);
-  void (*attention)(const AttentionTile&, float* scratch);
+  std::size_t attention_rows;
+  void (*attention)(const AttentionTile&);
   /** y = x / sqrt(mean(x^2) + eps) * weight, one row of `width`. */
   void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t width, float* y);
   /** y = gate / (1 + exp(-gate)) * up, `count` elements. */
@@ -101,13 +101,8 @@ struct Kernels {
   std::uint32_t (*read)(const void* from, std::size_t bytes);
 };
 
-/** Floats of scratch an attention call needs. */
-inline std::size_t attention_scratch(std::size_t group, std::size_t padded) {
-  return kAttentionRows * group * (kSegment + 2 * padded + 2) + round_up(kAttentionRows * group, 8) * padded;
-}
-
-/** The levels this machine can run, the default first: "amx"; "amx-bf16", which rounds x to bf16 beside weights of
- * bf16; "avx512"; "avx2"; and "base" (SSE2, NEON or plain C++). */
+/** The levels this machine can run, the default first: "amx"; "amx-bf16", which rounds to bf16 what meets weights of
+ * bf16, and in attention; "avx512"; "avx2"; and "base" (SSE2, NEON or plain C++). */
 std::vector<const Kernels*> available_kernels();
 /** The named level, or the best one for "" ; throws Error(invalid_request) for a level this machine lacks. */
 const Kernels& select_kernels(std::string_view level);

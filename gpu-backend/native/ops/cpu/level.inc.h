@@ -27,6 +27,14 @@ namespace {
 #include "ops/cpu/amx_bytes.inc.h"
 //
 #include "ops/cpu/amx_matmul.inc.h"
+#if QE_BF16_PARTS == 1
+#include "ops/cpu/amx_attention.inc.h"
+using AttentionProducts = TileProducts;
+#else
+using AttentionProducts = PlainProducts;
+#endif
+#else
+using AttentionProducts = PlainProducts;
 #endif
 }  // namespace
 
@@ -54,7 +62,8 @@ const Kernels& kernels() {
       .gates = [](const Matmul&, const Projection&, const Projection&) { return false; },
       .gated = [](const Matmul&, const Projection&, const Projection&, std::size_t, std::size_t) {},
 #endif
-      .attention = attention,
+      .attention_rows = AttentionProducts::kRows,
+      .attention = attention<AttentionProducts>,
       .rms_norm = rms_norm,
       .silu_mul = silu_mul,
       .widen = widen,

@@ -1,4 +1,3 @@
-#include "ops/cpu/aligned_buffer.h"
 #include "ops/cpu/level_prelude.h"
 
 #if defined(__x86_64__)

@@ -18,4 +18,5 @@
 #include <limits>
 #include <vector>
 
+#include "ops/cpu/aligned_buffer.h"
 #include "ops/cpu/kernels.h"

@@ -20,6 +20,13 @@ const retry_after_s = 1
 const silence_ms_max = 30_000
 const probe_ms = 2_000
 
+/** The connection broke in the middle of an answer: whoever has what came can go on from there. */
+export class Broken extends ApiError {
+  constructor(what: string, cause?: unknown) {
+    super('backend_unavailable', message(what), { retryAfterS: retry_after_s, cause })
+  }
+}
+
 /**
  * Runs one generation; each item is what one read of the stream held. Ends after each answer's finish event.
  * @param defer work that outlives the generation
@@ -40,7 +47,7 @@ export async function* generate(
     reads = readSse(response.body)
     while (open > 0) {
       const { done, value } = await reads.next()
-      if (done === true) throw unavailable('ended its answer early')
+      if (done === true) throw new Broken('ended its answer early')
       watch.heard()
       const batch: GenerateEvent[] = []
       for (const { event, data } of value) {
@@ -52,7 +59,7 @@ export async function* generate(
       if (batch.length > 0) yield batch
     }
   } catch (cause) {
-    throw watch.asApiError(cause)
+    throw watch.asApiError(cause, reads !== null)
   } finally {
     if (open === 0 && reads !== null) defer(drain(reads, watch))
     else {
@@ -114,12 +121,12 @@ class Watch {
     this.#signal.removeEventListener('abort', this.#leave)
   }
 
-  /** What a failed call means. */
-  asApiError(cause: unknown): ApiError {
+  /** What a failed call means. @param isBegun it broke in the middle of its answer */
+  asApiError(cause: unknown, isBegun = false): ApiError {
     if (cause instanceof ApiError) return cause
     if (this.#silent) return unavailable(this.#what, cause)
     if (this.#signal.aborted) return new ApiError('request_cancelled', 'The caller went away.', { cause })
-    return unavailable('cannot be reached', cause)
+    return isBegun ? new Broken('cannot be reached', cause) : unavailable('cannot be reached', cause)
   }
 
   /** Being heard moves no timer; one that ends goes on, a second at most. */
@@ -215,11 +222,10 @@ async function ask<T>(
   }
 }
 
+const message = (what: string) => `The model's backend ${what}. Try again shortly.`
+
 const unavailable = (what: string, cause?: unknown) =>
-  new ApiError('backend_unavailable', `The model's backend ${what}. Try again shortly.`, {
-    retryAfterS: retry_after_s,
-    cause,
-  })
+  new ApiError('backend_unavailable', message(what), { retryAfterS: retry_after_s, cause })
 
 function fromWire(text: string, status: number, retryAfter: string | null = null): ApiError {
   try {

@@ -12,10 +12,10 @@ import { PolicyBook } from '../cache/policy-book.ts'
 import type { FlightRequest } from './flight-client.ts'
 import { wireId } from './flight-names.ts'
 import { Flight } from './flight.ts'
+import { backendIsBack, continuable, wasLost } from './going-on.ts'
 import { FlightStore, type StoredFlight, type TicketRecord } from './flight-store.ts'
 import { isFinishDelta, type Delta } from '../chat/answers.ts'
 import { startGeneration, type Generation } from '../chat/generation.ts'
-import type { Prompt } from '../chat/prompt.ts'
 import { takeOver } from '../limits/admission.ts'
 import { Recorder, storeFar } from '../cache/result-store.ts'
 
@@ -51,6 +51,9 @@ export interface Cancelled {
 type Admitted = Pick<Generation, 'headers' | 'capped'>
 const hasFailed = ({ flight }: Live): boolean => flight.state === 'failed'
 const free: Admitted = { headers: {}, capped: false }
+const deltasOf = (flight: Flight) => flight.linesFrom(0).map((line) => JSON.parse(line) as Delta)
+const wireOf = ({ caller }: FlightRequest, id: string) =>
+  `${wireId(caller.tenantId, id)}.${crypto.randomUUID().slice(0, 8)}`
 
 export class Flights extends DurableObject<Env> {
   #store: FlightStore
@@ -238,7 +241,7 @@ export class Flights extends DurableObject<Env> {
       request,
       written: flight.length,
       wanted: request.resumable,
-      wire: `${wireId(request.caller.tenantId, id)}.${crypto.randomUUID().slice(0, 8)}`,
+      wire: wireOf(request, id),
       admitted: admitted.promise,
       ended_ms: null,
     }
@@ -248,34 +251,15 @@ export class Flights extends DurableObject<Env> {
   }
 
   async #run(live: Live, admitted: (by: Admitted) => void): Promise<void> {
-    const { flight, request, wire } = live
-    const { caller, prompt, key, ttl_s } = request
-    const before = flight.linesFrom(0).map((line) => JSON.parse(line) as Delta)
-    const emitted = continuable(prompt, before)
-    let repeated = before.length - emitted.length
+    const { flight } = live
     const recorder = new Recorder()
-    recorder.push(before)
+    recorder.push(deltasOf(flight))
     const stopWriting = this.#writeAtIntervals(live)
     try {
-      const { deltas, headers, capped } = await startGeneration(prompt, {
-        env: this.env,
-        requestId: wire,
-        caller,
-        signal: flight.signal,
-        defer: (work) => this.ctx.waitUntil(work),
-        emitted,
+      await this.#attempt(live, recorder, admitted).catch(async (cause: unknown) => {
+        if (!(await this.#mayGoOn(live, cause))) throw cause
+        await this.#attempt(live, recorder, admitted)
       })
-      admitted({ headers, capped })
-      for await (const all of deltas) {
-        const batch = all.slice(repeated)
-        repeated -= all.length - batch.length
-        recorder.push(batch)
-        if (flight.state === 'running') flight.push(batch)
-        const entry = batch.some(isFinishDelta) ? recorder.entry(ttl_s) : null
-        if (key === null || entry === null) continue
-        if (entry.finish.cut_short) this.#unshare(live)
-        else if (live.wanted) this.ctx.waitUntil(storeFar(this.env, key, entry))
-      }
     } catch (cause) {
       flight.fail(
         cause instanceof ApiError
@@ -288,6 +272,44 @@ export class Flights extends DurableObject<Env> {
       stopWriting()
       this.#forgetLater(live)
     }
+  }
+
+  /** Generates it, or the rest of it. */
+  async #attempt(live: Live, recorder: Recorder, admitted: (by: Admitted) => void): Promise<void> {
+    const { flight, request, wire } = live
+    const { caller, prompt, key, ttl_s } = request
+    const before = deltasOf(flight)
+    const emitted = continuable(prompt, before)
+    let repeated = before.length - emitted.length
+    const { deltas, headers, capped } = await startGeneration(prompt, {
+      env: this.env,
+      requestId: wire,
+      caller,
+      signal: flight.signal,
+      defer: (work) => this.ctx.waitUntil(work),
+      emitted,
+    })
+    admitted({ headers, capped })
+    for await (const all of deltas) {
+      const batch = all.slice(repeated)
+      repeated -= all.length - batch.length
+      recorder.push(batch)
+      if (flight.state === 'running') flight.push(batch)
+      const entry = batch.some(isFinishDelta) ? recorder.entry(ttl_s) : null
+      if (key === null || entry === null) continue
+      if (entry.finish.cut_short) this.#unshare(live)
+      else if (live.wanted) this.ctx.waitUntil(storeFar(this.env, key, entry))
+    }
+  }
+
+  /** What was begun and may be resumed outlives its backend too: a second attempt, under a name of its own, goes on. */
+  async #mayGoOn(live: Live, cause: unknown): Promise<boolean> {
+    const { id, flight, request } = live
+    const isBegun = flight.length > 0 && this.#isStored(flight)
+    if (!isBegun || !wasLost(cause) || !(await backendIsBack(this.env, flight.signal))) return false
+    live.wire = wireOf(request, id)
+    this.#store.attempt(id, live.wire)
+    return true
   }
 
   /** @returns to be called at the end: writes the rest, or forgets what failed. */
@@ -344,16 +366,4 @@ export class Flights extends DurableObject<Env> {
   async changePolicy(tenantId: string, change: PolicyChange): Promise<CachePolicy | 'full' | 'late'> {
     return this.#policies.change(tenantId, change)
   }
-}
-
-/**
- * The tokens to go on after; what follows them in the log will be generated again. The last token may have been the
- * end, whose finish was lost. Penalties over the output alone and grammars want the output told from the prompt, and
- * several answers cannot continue one prompt: then it begins anew.
- */
-function continuable({ sampling }: Prompt, before: Delta[]): number[] {
-  const { presence_penalty, frequency_penalty, grammar, n } = sampling
-  if (presence_penalty !== 0 || frequency_penalty !== 0 || grammar !== null || n > 1) return []
-  const emitted = before.flatMap((delta) => (delta.type === 'text' ? delta.token_ids : []))
-  return emitted.slice(0, -1)
 }

@@ -46,6 +46,40 @@ const weather: OpenAI.ChatCompletionTool = {
   },
 }
 
+const forms = {
+  plain: long,
+  several: { ...long, n: 3, max_tokens: 500 },
+  held: { ...long, ignore_eos: false, structured_outputs: { regex: '([0-9]+, ){150}' } },
+  penalised: { ...long, frequency_penalty: 0.2, max_tokens: 900 },
+}
+
+/** @param onBegun called once in the middle of the stream */
+async function readStream({ body, headers }: Response, onBegun: () => void) {
+  const pieces: Uint8Array<ArrayBuffer>[] = []
+  let bytes = 0
+  for await (const piece of body as ReadableStream<Uint8Array<ArrayBuffer>>) {
+    pieces.push(piece)
+    if (bytes < 30_000 && (bytes += piece.length) >= 30_000) onBegun()
+  }
+  return answerOf(new Response(new Blob(pieces), { headers }))
+}
+
+describe('a backend that is killed', () => {
+  it('is gone on without by what may be resumed, whatever its form: no client notices', async () => {
+    const uncut = await Promise.all(
+      Object.values(forms).map(async (form) => answerOf(await post(form, fresh))),
+    )
+    let begun = 0
+    const headers = { ...fresh, 'x-resumable': 'true' }
+    const cut = Object.values(forms).map(async (form) =>
+      readStream(await post({ ...form, stream: true }, headers), () => begun++),
+    )
+    await until('all are under way', async () => begun === cut.length)
+    process.kill(pidOf(stack, 'gpu-backend/main.ts'), 'SIGKILL')
+    expect(await Promise.all(cut)).toEqual(uncut)
+  })
+})
+
 describe('a gateway that is killed', () => {
   interface Used {
     key: string
@@ -58,12 +92,6 @@ describe('a gateway that is killed', () => {
   let prompt_tokens = 0
 
   it('goes on with its streams when it is back, whatever their form, and knows their idempotency keys', async () => {
-    const forms = {
-      plain: long,
-      several: { ...long, n: 3, max_tokens: 500 },
-      held: { ...long, ignore_eos: false, structured_outputs: { regex: '([0-9]+, ){150}' } },
-      penalised: { ...long, frequency_penalty: 0.2, max_tokens: 900 },
-    }
     const uncut = await Promise.all(
       Object.values(forms).map(async (form) => answerOf(await post(form, fresh))),
     )
@@ -84,14 +112,7 @@ describe('a gateway that is killed', () => {
     let begun = 0
     const cut = Object.entries(forms).map(async ([name, form]) => {
       const response = await post({ ...form, stream: true }, sender(name), send)
-      const { body, headers } = response
-      const pieces: Uint8Array<ArrayBuffer>[] = []
-      let bytes = 0
-      for await (const piece of body as ReadableStream<Uint8Array<ArrayBuffer>>) {
-        pieces.push(piece)
-        if (bytes < 30_000 && (bytes += piece.length) >= 30_000) begun++
-      }
-      return answerOf(new Response(new Blob(pieces), { headers }))
+      return readStream(response, () => begun++)
     })
     await until('all are under way', async () => begun === cut.length)
     kill()

@@ -5,7 +5,7 @@
 import { env } from 'cloudflare:workers'
 import { vi } from 'vitest'
 import type { CancelResponse, FinishReason, GenerateRequest } from '../../src/protocol.ts'
-import { tokenizer } from '../../gateway/model.ts'
+import { model, tokenizer } from '../../gateway/model.ts'
 
 export interface Run {
   request: GenerateRequest
@@ -24,6 +24,8 @@ export interface Run {
 
 export interface ScriptedBackend {
   runs: Run[]
+  /** Whether it takes generations, as it says itself. */
+  isReady: boolean
   live: () => number
   restore: () => void
 }
@@ -40,6 +42,12 @@ export const saying =
 
 export function scriptedBackend(script: (run: Run) => void | Promise<void>): ScriptedBackend {
   const runs: Run[] = []
+  const backend: ScriptedBackend = {
+    runs,
+    isReady: true,
+    live: () => runs.filter(({ ended, cancelled }) => !ended && !cancelled).length,
+    restore: () => spy.mockRestore(),
+  }
   const spy = vi.spyOn(globalThis, 'fetch').mockImplementation(async (input, init) => {
     const url = new URL(input instanceof Request ? input.url : String(input))
     if (url.origin !== new URL(env.BACKEND_URL).origin) throw new Error(`unexpected call: ${url.href}`)
@@ -52,6 +60,8 @@ export function scriptedBackend(script: (run: Run) => void | Promise<void>): Scr
         ...(run?.told() ?? { usage: null, finish_reason: null }),
       })
     }
+    if (url.pathname === '/v1/model') return Response.json(model)
+    if (url.pathname === '/ready') return new Response(null, { status: backend.isReady ? 200 : 503 })
     if (url.pathname !== '/v1/generate') return new Response('not found', { status: 404 })
     const { run, body } = start(JSON.parse(init?.body as string) as GenerateRequest)
     init?.signal?.addEventListener('abort', () => {
@@ -62,11 +72,7 @@ export function scriptedBackend(script: (run: Run) => void | Promise<void>): Scr
     void script(run)
     return new Response(body, { headers: { 'content-type': 'text/event-stream' } })
   })
-  return {
-    runs,
-    live: () => runs.filter(({ ended, cancelled }) => !ended && !cancelled).length,
-    restore: () => spy.mockRestore(),
-  }
+  return backend
 }
 
 function start(request: GenerateRequest): { run: Run; body: ReadableStream<Uint8Array> } {

@@ -7,7 +7,8 @@ import { model } from '../model.ts'
 
 /** A backend that was killed is started anew and opens its weights. */
 const restart_ms_max = 30_000
-const ask_again_ms = 250
+/** Many may wait for the same one. */
+const ask_again_ms = { first: 250, last: 2_000 }
 
 /**
  * The tokens to go on after; what follows them in the log will be generated again. The last token may have been the
@@ -27,9 +28,10 @@ export const wasLost = (cause: unknown): boolean =>
 
 /** Whether a backend takes generations again, before long. */
 export async function backendIsBack(env: Env, signal: AbortSignal): Promise<boolean> {
-  for (const end = Date.now() + restart_ms_max; Date.now() < end && !signal.aborted;) {
+  const end = Date.now() + restart_ms_max
+  for (let wait_ms = ask_again_ms.first; Date.now() < end && !signal.aborted; wait_ms *= 2) {
     if ((await backendState(env, model)) === 'ready') return !signal.aborted
-    await scheduler.wait(ask_again_ms)
+    await scheduler.wait(Math.min(wait_ms, ask_again_ms.last) * (0.5 + Math.random() / 2))
   }
   return false
 }

@@ -1,6 +1,6 @@
 /** What must survive on the real stack: a killed gateway under a stream, warmed prefixes, identical retries. */
 import type OpenAI from 'openai'
-import { describe, expect, it } from 'vitest'
+import { beforeAll, describe, expect, it } from 'vitest'
 import { resumingFetch } from '../../src/resuming-fetch.ts'
 import { answerOf } from './answer-of.ts'
 import { pidOf } from './processes.ts'
@@ -64,11 +64,13 @@ async function readStream({ body, headers }: Response, onBegun: () => void) {
   return answerOf(new Response(new Blob(pieces), { headers }))
 }
 
+let uncut: Awaited<ReturnType<typeof answerOf>>[]
+beforeAll(async () => {
+  uncut = await Promise.all(Object.values(forms).map(async (form) => answerOf(await post(form, fresh))))
+})
+
 describe('a backend that is killed', () => {
   it('is gone on without by what may be resumed, whatever its form: no client notices', async () => {
-    const uncut = await Promise.all(
-      Object.values(forms).map(async (form) => answerOf(await post(form, fresh))),
-    )
     let begun = 0
     const headers = { ...fresh, 'x-resumable': 'true' }
     const cut = Object.values(forms).map(async (form) =>
@@ -92,9 +94,6 @@ describe('a gateway that is killed', () => {
   let prompt_tokens = 0
 
   it('goes on with its streams when it is back, whatever their form, and knows their idempotency keys', async () => {
-    const uncut = await Promise.all(
-      Object.values(forms).map(async (form) => answerOf(await post(form, fresh))),
-    )
     const issue = await newTenant(stack)
     const keys = [await issue(), await issue()]
     const sender = (name: string) => ({

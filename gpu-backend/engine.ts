@@ -43,6 +43,8 @@ export interface EngineOptions {
   prefillChunkBeside?: number
   /** Guesses ahead from repeated text while few sequences decode; answers are the same. Default true. */
   speculate?: boolean
+  /** On a GPU: launches each step before the tokens of the one before are read; answers are the same. Default true. */
+  runAhead?: boolean
   /** Requests that may wait. Default 256. */
   maxQueue?: number
   /** Forces a kernel level: 'amx', 'avx512', 'avx2' or 'base'. Default: the best here. */
@@ -296,6 +298,7 @@ function openNative(
       prefillChunk: options.prefillChunk ?? 512,
       prefillChunkBeside: options.prefillChunkBeside ?? 256,
       draftRows: options.speculate === false ? 0 : 6,
+      runAhead: options.runAhead ?? true,
       checkWhenIdle: options.checkWhenIdle ?? false,
     },
     wake,

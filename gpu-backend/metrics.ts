@@ -90,16 +90,18 @@ function engineMetrics(registry: Registry, engine: () => Engine | null): () => v
   const usage = gauge('kv_cache_usage_perc', 'Share of the KV blocks in use, 1 is all')
   const byTenant = tenantCounters(registers)
   const followed = [
-    follow('prefix_cache_queries_total', 'Prompt tokens looked up in the prefix cache'),
-    follow('prefix_cache_hits_total', 'Prompt tokens found in the prefix cache'),
-    follow('num_preemptions_total', 'Requests put back to free their blocks'),
-    follow('spec_decode_num_draft_tokens_total', 'Tokens guessed ahead'),
-    follow('spec_decode_num_accepted_tokens_total', 'Tokens guessed ahead that were right'),
+    follow('vllm:prefix_cache_queries_total', 'Prompt tokens looked up in the prefix cache'),
+    follow('vllm:prefix_cache_hits_total', 'Prompt tokens found in the prefix cache'),
+    follow('vllm:num_preemptions_total', 'Requests put back to free their blocks'),
+    follow('vllm:spec_decode_num_draft_tokens_total', 'Tokens guessed ahead'),
+    follow('vllm:spec_decode_num_accepted_tokens_total', 'Tokens guessed ahead that were right'),
+    follow('qwen2_edge:steps_total', 'Steps the engine computed'),
+    follow('qwen2_edge:steps_ahead_total', 'Steps launched before the tokens of the step before were read'),
   ] as const
 
   /** A counter that takes over a total counted elsewhere. */
   function follow(name: string, help: string): (total: number) => void {
-    const counter = new Counter({ name: `vllm:${name}`, help, registers })
+    const counter = new Counter({ name, help, registers })
     let seen = 0
     return (total) => {
       counter.inc(Math.max(0, total - seen))
@@ -118,6 +120,8 @@ function engineMetrics(registry: Registry, engine: () => Engine | null): () => v
     followed[2](stats.preemptions)
     followed[3](stats.draftedTokens)
     followed[4](stats.acceptedTokens)
+    followed[5](stats.steps)
+    followed[6](stats.stepsAhead)
     byTenant(engine()?.tenants() ?? [])
   }
 }

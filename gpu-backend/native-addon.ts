@@ -73,6 +73,8 @@ export interface NativeOptions {
   prefillChunkBeside: number
   /** Rows of a step that decodes and guesses ahead; 0: never. */
   draftRows: number
+  /** Where the device chooses tokens: launch a step before the tokens of the one before are read. */
+  runAhead: boolean
   checkWhenIdle: boolean
 }
 
@@ -129,6 +131,8 @@ export interface EngineStats {
   generatedTokens: number
   requests: number
   steps: number
+  /** Of them launched before the tokens of the step before were read. */
+  stepsAhead: number
   /** Tokens guessed ahead, and those of them that were right. */
   draftedTokens: number
   acceptedTokens: number

@@ -12,6 +12,7 @@ export interface Settings {
   kvMemoryMb?: number
   prefixHostMb?: number
   speculate: boolean
+  runAhead: boolean
   maxBatch?: number
   prefillChunk?: number
   maxQueue?: number
@@ -59,6 +60,15 @@ export function readSettings(argv: readonly string[]): Settings {
         .choices(['on', 'off'])
         .default('on'),
     )
+    .addOption(
+      option(
+        '--run-ahead <on>',
+        'RUN_AHEAD',
+        'launch a step before the one before is read; answers are the same',
+      )
+        .choices(['on', 'off'])
+        .default('on'),
+    )
     .addOption(count('--max-batch <n>', 'MAX_BATCH', 'sequences computed together', 1, 4096))
     .addOption(count('--prefill-chunk <tokens>', 'PREFILL_CHUNK', 'prompt tokens a step takes', 16, 65_536))
     .addOption(count('--max-queue <n>', 'MAX_QUEUE', 'requests that may wait', 1, 1_000_000))
@@ -94,6 +104,7 @@ export function readSettings(argv: readonly string[]): Settings {
     kvMemory?: number
     prefixHost?: number
     speculation: 'on' | 'off'
+    runAhead: 'on' | 'off'
     maxBatch?: number
     prefillChunk?: number
     maxQueue?: number
@@ -118,6 +129,7 @@ export function readSettings(argv: readonly string[]): Settings {
     ...(kvMemory === undefined ? {} : { kvMemoryMb: kvMemory }),
     ...(prefixHost === undefined ? {} : { prefixHostMb: prefixHost }),
     speculate: given.speculation === 'on',
+    runAhead: given.runAhead === 'on',
     ...(maxBatch === undefined ? {} : { maxBatch }),
     ...(prefillChunk === undefined ? {} : { prefillChunk }),
     ...(maxQueue === undefined ? {} : { maxQueue }),

@@ -70,6 +70,8 @@ export function scriptedEngine(script: (run: Run) => void = counting, contextLen
       preemptions: 0,
       draftedTokens: 0,
       acceptedTokens: 0,
+      steps: 0,
+      stepsAhead: 0,
     }),
     tenants: () => [],
     constrain: async () => ({ first: null, accept: () => undefined, close: () => undefined }),

@@ -188,7 +188,7 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
     set("evictions", stats.evictions), set("preemptions", stats.preemptions);
     set("hostBlocks", stats.host_blocks), set("hostLoads", stats.host_loads);
     set("promptTokens", stats.prompt_tokens), set("generatedTokens", stats.generated_tokens);
-    set("requests", stats.requests), set("steps", stats.steps);
+    set("requests", stats.requests), set("steps", stats.steps), set("stepsAhead", stats.steps_ahead);
     set("draftedTokens", stats.drafted_tokens), set("acceptedTokens", stats.accepted_tokens);
     return result;
   }

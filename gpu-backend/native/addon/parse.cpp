@@ -136,6 +136,7 @@ OpenRequest parse_open(const Napi::Object& object) {
   request.options.limits.chunk_beside = std::max<std::uint64_t>(whole(object, "prefillChunkBeside"), 1);
   request.options.limits.draft_rows = std::min<std::uint64_t>(whole(object, "draftRows"), 64);
   request.options.identity = text(object, "revision");
+  request.options.run_ahead = boolean(object, "runAhead");
   request.options.check_when_idle = boolean(object, "checkWhenIdle");
   return request;
 }

@@ -12,6 +12,10 @@ namespace qe {
 /** In a token's place: the device leaves the row to the host's sampler. */
 inline constexpr TokenId kUndecided = 0xffffffff;
 
+/** In a batch's tokens, plus a logit row of the step before: the token that the device chose there, and whatever it
+    likes where it left the row to the host. */
+inline constexpr TokenId kChosenBefore = 0x80000000;
+
 /** How the token of one row of logits is chosen where the logits lie; sampler.h says in which order all of it applies. */
 struct Choice {
   bool on_host = false;  // the row wants what only the host has: a mask, log-probabilities

@@ -8,7 +8,7 @@ namespace qe::cuda {
     a GPU may do. Not to be changed while a stream is in use. */
 void set_lazy_streams(bool lazy);
 
-/** Waits for an event, so far, that began with more work on its stream behind the event. */
+/** Waits, so far, for what was still to be done, with more work on the stream behind it. */
 std::size_t waits_with_work_behind();
 
 }  // namespace qe::cuda

@@ -138,7 +138,7 @@ void Engine::loop() {
       const auto called = [this] {
         return closing_ || !incoming_.empty() || !cancelled_.empty() || !commands_.empty() || !masks_.empty();
       };
-      if (generations_.empty()) {
+      if (generations_.empty() && steps_.empty()) {
         wake_.wait(lock, called);
       } else if (!worked) {  // everybody waits for a mask
         wake_.wait_for(lock, kDeadlineCheck, called);
@@ -164,28 +164,11 @@ void Engine::loop() {
     publish_stats();
     if (!events_.empty()) sink_(std::exchange(events_, {}));
   }
+  steps_.clear();
   take_in();
   while (!generations_.empty()) finish(generations_.begin()->second->sequence, FinishReason::cancelled);
   publish_stats();
   if (!events_.empty()) sink_(std::exchange(events_, {}));
-}
-
-bool Engine::step() {
-  scheduler_.set_chunk_beside(chunks_.budget());
-  const std::vector<Slice> plan = scheduler_.schedule();
-  if (plan.empty()) return false;
-  const Clock::time_point start = Clock::now();
-  run(plan);
-  std::size_t decoding = 0, prefilling = 0;
-  for (const Slice& slice : plan) {
-    const bool decodes = slice.count - slice.draft == 1 && slice.sequence->generated() > 0;
-    (decodes ? decoding : prefilling) += slice.count;
-  }
-  chunks_.observe(decoding, prefilling, milliseconds(start, Clock::now()));
-  take_masks();
-  postprocess(plan);
-  ++counters_.steps;
-  return true;
 }
 
 void Engine::take_in() {
@@ -194,7 +177,8 @@ void Engine::take_in() {
   std::vector<std::function<void()>> commands;
   {
     const std::scoped_lock lock(mutex_);
-    incoming.swap(incoming_), cancelled.swap(cancelled_), commands.swap(commands_);
+    incoming.swap(incoming_), cancelled.swap(cancelled_);
+    if (steps_.empty()) commands.swap(commands_);
     shown_.waiting += incoming.size();  // still counted against the queue until the next snapshot
   }
   for (auto& generation : incoming) {
@@ -218,23 +202,8 @@ void Engine::expire() {
   for (Sequence* sequence : late) finish(*sequence, FinishReason::deadline);
 }
 
-const Batch& Engine::batch_of(const std::vector<Slice>& plan) {
-  batch_.clear();
-  for (const Slice& slice : plan) {
-    const Sequence& sequence = *slice.sequence;
-    batch_.slices.push_back({batch_.rows(), slice.count, slice.first, sequence.blocks});
-    for (std::size_t i = 0; i < slice.count; ++i) {
-      const std::size_t at = slice.first + i, known = sequence.tokens.size();
-      batch_.tokens.push_back(at < known ? sequence.tokens[at] : sequence.draft[at - known]);
-      batch_.positions.push_back(slice.first + i);
-    }
-    if (!slice.complete()) continue;
-    for (std::size_t i = slice.draft + 1; i > 0; --i) batch_.logit_rows.push_back(batch_.rows() - i);
-  }
-  return batch_;
-}
-
-/** Ends a generation: its blocks go back, its last event goes out, and the sequence is gone. */
+/** Ends a generation: its blocks go back, its last event goes out, and the sequence is gone. A step under way may still
+    write to its blocks: before whoever gets them next, since what that one computes is launched later. */
 void Engine::finish(Sequence& sequence, FinishReason reason) {
   const Clock::time_point now = Clock::now();
   const bool admitted = sequence.cached.has_value();
@@ -245,11 +214,15 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
   if (admitted) event.prefill_ms = milliseconds(sequence.admitted, begun ? sequence.first_token : now);
   if (begun) event.decode_ms = milliseconds(sequence.first_token, now);
   events_.emplace_back(event);
+  for (Step& step : steps_)
+    for (Slice& slice : step.plan)
+      if (slice.sequence == &sequence) slice.sequence = nullptr;
   scheduler_.remove(sequence);
   generations_.erase(sequence.handle);
 }
 
 void Engine::fail_all(const std::string& message) {
+  steps_.clear();
   while (!generations_.empty()) {
     const auto node = generations_.extract(generations_.begin());
     events_.emplace_back(FailureEvent{node.key(), message});
@@ -267,6 +240,7 @@ void Engine::end_failed(const std::string& message) {
   }
   const auto fail = [&] {
     for (const auto& [handle, generation] : generations_) events_.emplace_back(FailureEvent{handle, message});
+    steps_.clear();
     scheduler_.abandon();
     generations_.clear();
   };

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -29,6 +30,7 @@ struct EngineOptions {
   SchedulerLimits limits;
   std::string identity;          // the weights' revision: part of every prefix's name
   bool check_when_idle = false;  // check_integrity() whenever the last request has ended
+  bool run_ahead = true;         // launch a step before the tokens of the one before are read, where the device chooses
 };
 
 /** One bit a token, in words from id 0 up; no words: nothing may come. */
@@ -55,15 +57,17 @@ struct EngineStats {
   std::uint64_t host_loads;                   // blocks that came back from there
   std::uint64_t preemptions;
   std::uint64_t prompt_tokens, generated_tokens;  // computed as prefill; sampled
-  std::uint64_t requests, steps;
+  std::uint64_t requests, steps;  // steps that came to nothing, since all in them had ended, do not count
+  std::uint64_t steps_ahead;  // of them launched before the tokens of the step before were read
   std::uint64_t drafted_tokens, accepted_tokens;  // guessed; of them right
 };
 
 /**
  * Generates for many requests at once, on a thread of its own. Everything public may be called from any thread.
  *
- * A step is schedule -> run -> postprocess. Between steps the thread takes what came in: requests, cancellations,
- * expired deadlines, commands. A step that throws fails the requests it held, retryably, and the engine goes on. When
+ * A step is schedule -> launch -> settle (wait for its tokens, postprocess). Between steps the thread takes what came in:
+ * requests, cancellations, expired deadlines, commands. Where the device chooses tokens, the next step is launched
+ * before this one is settled, so that the device works while the host does (steps.cpp). A step that throws fails the requests it held, retryably, and the engine goes on. When
  * the device failed, the block accounting is wrong, or no request can carry the error, nothing can go on: the engine
  * says so by a FailureEvent of kEngineHandle, is closed, and refuses what comes later with the reason.
  */
@@ -78,7 +82,8 @@ class Engine {
 
   /** @returns the handle its events carry. Throws Error: invalid_request, queue_full, closed. */
   std::uint32_t submit(Request request);
-  /** Ends the request within one step; a handle that is unknown or done is ignored. */
+  /** Ends the request within one step; a handle that is unknown or done is ignored. What a step that was launched ahead
+      still computes for it is dropped. */
   void cancel(std::uint32_t handle);
   /**
    * What a constrained request's next token may be; its answer ends with `stop` where nothing may come. Logits that
@@ -91,7 +96,7 @@ class Engine {
   [[nodiscard]] EngineStats stats() const;
   /** The prefix cache's counters by tenant, a second old at most; the first is the operator's, whose text is shared. */
   [[nodiscard]] std::vector<TenantCounters> tenants() const;
-  /** Between two steps: throws Error(integrity) if a block is lost or an index disagrees. */
+  /** With no step under way: throws Error(integrity) if a block is lost or an index disagrees. */
   void check_integrity();
   /** Logits of every token of a prompt, [tokens][vocab], computed in chunks of `chunk` beside the cache. For oracles.
    */
@@ -109,17 +114,32 @@ class Engine {
     Sampler sampler;
     std::optional<TokenMask> mask;  // of the next token, where it is constrained and known
     std::vector<float> logits;      // [vocab], of the next token, while its mask is not here
+    bool left_to_host = false;      // its last token, by a device that chooses
+  };
+  /** Launched and not settled. */
+  struct Step {
+    std::vector<Slice> plan;  // slices without a sequence are of those that have ended meanwhile
+    std::vector<Choice> choices;
+    std::size_t logit_rows = 0;
+    unsigned turn = 0;
+    bool chosen = false;  // by the device
+    bool ahead = false;   // of the tokens of the step before
+    std::size_t decoding = 0, prefilling = 0;  // tokens
+    Clock::time_point launched;
   };
 
   void loop();
   bool step();
   void take_in();
   void expire();
-  const Batch& batch_of(const std::vector<Slice>& plan);
-  void run(const std::vector<Slice>& plan);
+  bool launch();
+  void fill_batch(Step& step);
   std::vector<Choice> choices_of(const std::vector<Slice>& plan) const;
-  void postprocess(const std::vector<Slice>& plan);
-  void append_sampled(const Slice& slice, std::size_t row);
+  bool await_tokens();
+  void stop_awaiting();
+  void take_back(Sequence& sequence);
+  void settle();
+  void append_sampled(const Step& step, const Slice& slice);
   bool sample(Generation& generation, std::span<const float> logits, TokenId chosen = kUndecided);
   void take_masks();
   void sample_kept();
@@ -140,6 +160,8 @@ class Engine {
   ChunkController chunks_;
   std::unordered_map<std::uint32_t, std::unique_ptr<Generation>> generations_;  // the engine's thread only
   std::vector<Event> events_;                                                   // of the step under way
+  std::deque<Step> steps_;                                                      // under way, two at most
+  Clock::time_point settled_{};                                                 // the last one
   Batch batch_;
   RowResults results_{model_};
   EngineStats counters_{};

@@ -1,5 +1,6 @@
 // Constrained generations: the mask of each token comes from outside, after the token before it.
 
+#include <algorithm>
 #include <utility>
 
 #include "engine/engine.h"
@@ -23,12 +24,18 @@ void Engine::take_masks() {
       found->second->mask = std::move(mask);
 }
 
-/** Goes on with those whose mask came after their logits. Between steps: a step's slices count the tokens they saw. */
+/** Goes on with those whose mask came after their logits; but who was preempted meanwhile and is computed again by a step
+    under way goes on with that. */
 void Engine::sample_kept() {
   take_masks();
+  const auto computed_again = [this](const Sequence& sequence) {
+    return std::ranges::any_of(steps_, [&](const Step& step) {
+      return std::ranges::any_of(step.plan, [&](const Slice& slice) { return slice.sequence == &sequence && slice.logit_rows > 0; });
+    });
+  };
   std::vector<Generation*> ready;
   for (const auto& [handle, generation] : generations_)
-    if (generation->mask && !generation->logits.empty()) ready.push_back(generation.get());
+    if (generation->mask && !generation->logits.empty() && !computed_again(generation->sequence)) ready.push_back(generation.get());
   for (Generation* generation : ready) {
     const std::vector<float> logits = std::exchange(generation->logits, {});
     sample(*generation, logits);

@@ -1,4 +1,4 @@
-// From a step's plan to its tokens: who chooses each row's, and what the sequences make of them.
+// What sequences make of a step's rows: their next tokens.
 
 #include <algorithm>
 #include <utility>
@@ -14,48 +14,9 @@ bool allows_any(const TokenMask& mask) {
 
 }  // namespace
 
-void Engine::run(const std::vector<Slice>& plan) {
-  const Batch& batch = batch_of(plan);
-  const std::vector<Choice> choices = choices_of(plan);
-  if (std::ranges::all_of(choices, &Choice::on_host))
-    model_.launch(batch), results_.logits(model_.logits(batch.turn, 0, batch.logit_rows.size()));
-  else
-    model_.launch(batch, choices), results_.tokens(batch.turn, model_.tokens(batch.turn));
-}
-
-/** For each logit row; none where the device does not choose. */
-std::vector<Choice> Engine::choices_of(const std::vector<Slice>& plan) const {
-  std::vector<Choice> choices;
-  if (!ops_->chooses()) return choices;
-  for (const Slice& slice : plan) {
-    if (!slice.complete()) continue;
-    const Sequence& sequence = *slice.sequence;
-    const Sampler& sampler = generations_.at(sequence.handle)->sampler;
-    for (std::size_t i = 0; i <= slice.draft; ++i) {
-      const auto assumed = std::span(sequence.draft).first(i);
-      if (sequence.constrained || sampler.params().max_tokens == 0)
-        choices.push_back({.on_host = true});
-      else
-        choices.push_back(sampler.choice(sequence.tokens.size() + i, assumed));
-    }
-  }
-  return choices;
-}
-
-void Engine::postprocess(const std::vector<Slice>& plan) {
-  std::size_t row = 0;
-  for (const Slice& slice : plan) {
-    scheduler_.commit(*slice.sequence, slice.count - slice.draft);
-    if (slice.sequence->generated() == 0) counters_.prompt_tokens += slice.count;
-    if (!slice.complete()) continue;
-    append_sampled(slice, row);
-    row += slice.draft + 1;
-  }
-}
-
 /** Samples after the last token, and after each guess as long as the guess is what was sampled before it: exactly what
-    the steps one by one would sample, since neither bits nor noise depend on the step. @param row the first of draft + 1 logit rows */
-void Engine::append_sampled(const Slice& slice, std::size_t row) {
+    the steps one by one would sample, since neither bits nor noise depend on the step. */
+void Engine::append_sampled(const Step& step, const Slice& slice) {
   Sequence& sequence = *slice.sequence;
   Generation& generation = *generations_.at(sequence.handle);
   const Sampler& sampler = generation.sampler;
@@ -66,10 +27,14 @@ void Engine::append_sampled(const Slice& slice, std::size_t row) {
   }
   counters_.drafted_tokens += slice.draft;
   for (std::size_t right = 0;; ++right) {
-    const TokenId chosen = results_.chosen(row + right);
-    const std::span<const float> logits = chosen == kUndecided ? results_.of(row + right) : std::span<const float>{};
+    const std::size_t row = slice.logit_row + right;
+    const TokenId chosen = results_.chosen(row);
+    generation.left_to_host = step.chosen && chosen == kUndecided;
+    if (generation.left_to_host) take_back(sequence);
+    const std::span<const float> logits = chosen == kUndecided ? results_.of(row) : std::span<const float>{};
     if (sequence.constrained && !generation.mask) return generation.logits.assign(logits.begin(), logits.end());
     if (!sample(generation, logits, chosen)) return;
+    scheduler_.commit(sequence, 0);  // a step ahead may have filled a block whose last token is known only now
     if (right == slice.draft || sequence.draft[right] != sequence.tokens.back())
       return Scheduler::judge_draft(sequence, right);
     scheduler_.commit(sequence, 1);

@@ -66,10 +66,11 @@ class Sampler {
   Sampled accept(TokenId token);
 
   [[nodiscard]] const SamplingParams& params() const { return params_; }
+  /** Whether a choice depends on which tokens came before it, beyond their logits. */
+  [[nodiscard]] bool penalises() const;
 
  private:
   [[nodiscard]] bool adjusts() const;
-  [[nodiscard]] bool penalises() const;
   void adjust(std::span<float> logits) const;
   [[nodiscard]] TokenId draw(std::span<const float> logits, std::size_t position) const;
 

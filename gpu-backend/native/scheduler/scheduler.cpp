@@ -87,7 +87,8 @@ std::vector<Slice> Scheduler::schedule() {
     if (!reserve(*sequence, count, plan)) continue;
     plan.push_back({sequence, sequence->computed, count});
     budget -= count;
-    for (std::size_t at = sequence->computed / kBlockSize; (at + 1) * kBlockSize <= sequence->computed + count; ++at)
+    const std::size_t known = std::min(sequence->computed + count, sequence->tokens.size());
+    for (std::size_t at = sequence->computed / kBlockSize; (at + 1) * kBlockSize <= known; ++at)
       under_way.insert(name_of(*sequence, at));
   }
   return plan;
@@ -100,11 +101,29 @@ void Scheduler::draft(Sequence& sequence, std::size_t decoding) {
     --sequence.draft_pause;
     return;
   }
-  const std::size_t rows = limits_.draft_rows > decoding ? (limits_.draft_rows - decoding) / decoding : 0;
+  if (sequence.awaits) return;
+  const std::size_t rows = draft_rows(decoding);
   const std::size_t left = sequence.room - std::min(sequence.room, sequence.tokens.size() + 1);
   look_up(sequence.tokens, std::min(rows, left), sequence.draft);
   const std::size_t wanted = div_up(sequence.tokens.size() + sequence.draft.size(), kBlockSize);
   if (wanted > sequence.blocks.size() && cache_.available() < running_.size() + 1) sequence.draft.clear();
+}
+
+/** Of guesses, for each of so many sequences that decode. */
+std::size_t Scheduler::draft_rows(std::size_t decoding) const {
+  return limits_.draft_rows > decoding ? (limits_.draft_rows - decoding) / decoding : 0;
+}
+
+bool Scheduler::would_guess() const {
+  const auto awaiting = static_cast<std::size_t>(std::ranges::count_if(running_, [](const Sequence* s) { return s->awaits.has_value(); }));
+  const bool decode_alone = std::ranges::all_of(running_, [](const Sequence* s) { return s->awaits || s->remaining() == 0; });
+  if (awaiting == 0 || !decode_alone || draft_rows(awaiting) == 0) return false;
+  std::vector<TokenId> guess;
+  return std::ranges::any_of(running_, [&](const Sequence* s) {
+    if (!s->awaits || s->draft_pause > 0) return false;
+    look_up(s->tokens, 1, guess);
+    return !guess.empty();
+  });
 }
 
 void Scheduler::judge_draft(Sequence& sequence, std::size_t right) {
@@ -126,7 +145,7 @@ bool Scheduler::admit() {
   Sequence& next = *waiting_.front();
   std::vector<Slice> no_plan;
   const std::size_t adopted = adopt_cached(next);
-  const std::size_t wanted = div_up(next.tokens.size(), kBlockSize) - next.blocks.size();
+  const std::size_t wanted = div_up(next.length(), kBlockSize) - next.blocks.size();
   // One block to spare for each sequence that runs: admitting must not lead straight to preempting.
   while (running_.size() >= limits_.batch || (!running_.empty() && wanted + running_.size() > cache_.available())) {
     if (running_.back()->priority >= next.priority) {
@@ -196,7 +215,8 @@ void Scheduler::release_blocks(Sequence& sequence) {
 
 void Scheduler::commit(Sequence& sequence, std::size_t count) {
   sequence.computed += count;
-  for (; (sequence.published + 1) * kBlockSize <= sequence.computed; ++sequence.published) {
+  const std::size_t known = std::min(sequence.computed, sequence.tokens.size());
+  for (; (sequence.published + 1) * kBlockSize <= known; ++sequence.published) {
     const std::size_t at = sequence.published;
     const Hash name = name_of(sequence, at);
     const auto owner = at < sequence.shared_prefix / kBlockSize ? TenantStatistics::kOperator : sequence.tenant;

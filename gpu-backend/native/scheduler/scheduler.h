@@ -14,9 +14,10 @@ struct Slice {
   Sequence* sequence;
   std::size_t first;  // position
   std::size_t count;
-  std::size_t draft = 0;  // of them guesses, at the end
+  std::size_t draft = 0;                     // of them guesses, at the end
+  std::size_t logit_row = 0, logit_rows = 0;  // in the batch: after the last token and each guess, where it is complete
   /** Whether the slice reaches the sequence's last token, so that its logits give the next one. */
-  [[nodiscard]] bool complete() const { return first + count - draft == sequence->tokens.size(); }
+  [[nodiscard]] bool complete() const { return first + count - draft == sequence->length(); }
 };
 
 struct SchedulerLimits {
@@ -43,6 +44,9 @@ struct SchedulerLimits {
  * recompute); its full blocks stay cached until somebody needs them. A sequence of higher priority also takes the
  * place of a running one when the batch is full.
  *
+ * While a step is under way the next one may be scheduled ahead: sequences whose next token that step chooses say so
+ * (Sequence::awaits) and are scheduled as if it were here. It takes part in no name of a block, and in no guess.
+ *
  * Limits: one thread; sequences belong to the caller and must be removed before they die. A sequence whose room
  * exceeds the pool must be refused before: fits() tells. With one sequence left nothing can be preempted, and then
  * everything it needs fits, so a step always makes progress.
@@ -61,8 +65,11 @@ class Scheduler {
 
   /** What to compute now; empty when there is nothing to do. Blocks for it are allocated. */
   std::vector<Slice> schedule();
-  /** The next `count` of its tokens are computed: advances and publishes full blocks. Call before appending a token. */
+  /** The next `count` of its tokens are computed, or will be before anything that is launched from now on: advances, and
+      publishes full blocks as far as their tokens are known. */
   void commit(Sequence& sequence, std::size_t count);
+  /** Whether a guess might follow a token that is awaited, so that it is worth waiting for. */
+  [[nodiscard]] bool would_guess() const;
   /** What the sequence's draft came to. */
   static void judge_draft(Sequence& sequence, std::size_t right);
   void set_chunk_beside(std::size_t tokens) { chunk_beside_ = tokens; }
@@ -80,6 +87,7 @@ class Scheduler {
   bool admit();
   std::size_t adopt_cached(Sequence& sequence);
   void draft(Sequence& sequence, std::size_t decoding);
+  [[nodiscard]] std::size_t draft_rows(std::size_t decoding) const;
   static bool fills_block(const Sequence& sequence);
   bool reserve(Sequence& sequence, std::size_t tokens, std::vector<Slice>& plan);
   void preempt(Sequence& sequence, std::vector<Slice>& plan);

@@ -36,13 +36,18 @@ struct Sequence {
   bool preempted = false;
   bool constrained = false;  // each token waits for its mask, so nothing is guessed ahead
 
+  /** While a step is scheduled ahead: the logit row of the step under way that chooses this sequence's next token. */
+  std::optional<std::size_t> awaits;
+
   std::vector<TokenId> draft;  // guesses that the step under way verifies
   unsigned draft_misses = 0;   // drafts in a row of which nothing was right
   unsigned draft_pause = 0;    // steps to wait before the next guess
 
   Clock::time_point submitted, admitted, first_token;
 
-  [[nodiscard]] std::size_t remaining() const { return tokens.size() - computed; }
+  /** Its tokens, with the one it awaits. */
+  [[nodiscard]] std::size_t length() const { return tokens.size() + (awaits ? 1 : 0); }
+  [[nodiscard]] std::size_t remaining() const { return length() - computed; }
   [[nodiscard]] std::size_t generated() const { return tokens.size() - prompt; }
 };
 

@@ -1,5 +1,6 @@
 // Each CUDA kernel against a plain reference in double precision, over shapes that include the edges.
 
+#include "base/choice.h"
 #include "cuda_device.h"
 #include "ops/cuda/kernels.h"
 
@@ -7,16 +8,16 @@ namespace {
 
 using namespace device;
 
-TEST("cuda: embedding looks rows up in every dtype") {
+TEST("cuda: embedding looks rows up in every dtype, by tokens and by what the step before chose") {
   const std::size_t vocab = 7, width = 130;
   const Floats table = rounded(noise(vocab * width, 1));
-  const Array<std::uint32_t> tokens({6, 0, 3, 3});
-  const Array<float> x(4 * width), single(table);
+  const Array<std::uint32_t> tokens({6, qe::kChosenBefore + 2, 3, 3, qe::kChosenBefore}), chosen({qe::kUndecided, 5, 4});
+  const Array<float> x(5 * width), single(table);
   const Array<std::uint16_t> half(bits_of(table));
   for (const qe::DType dtype : {qe::DType::f32, qe::DType::bf16}) {
-    embed(stream(), dtype == qe::DType::f32 ? static_cast<const void*>(single) : half, dtype, tokens, 4, width, x);
+    embed(stream(), dtype == qe::DType::f32 ? static_cast<const void*>(single) : half, dtype, tokens, chosen, 5, width, x);
     const Floats got = x.read();
-    const std::uint32_t want[4] = {6, 0, 3, 3};
+    const std::uint32_t want[4] = {6, 4, 3, 3};  // the last row may be anybody's
     for (std::size_t row = 0; row < 4; ++row)
       for (std::size_t i = 0; i < width; ++i) CHECK(got[row * width + i] == table[want[row] * width + i]);
   }

@@ -88,6 +88,18 @@ TEST("cuda engine: deterministic mode answers the same alone, batched and cached
   }
 }
 
+TEST("cuda engine: deterministic mode answers the same, ahead or not") {
+  const FolderModel model(QE_ROOT "/test/golden/engine/dense-gqa-tied");
+  auto asked = requests(model.config.vocab, {5, 33, 15, 16}, 5);
+  Running waiting(model, on_cuda(Precision::bf16, true), 64, false);
+  const auto want = waiting.answers(asked);
+  for (std::size_t i = 0; i < asked.size(); i += 2) asked[i].sampling.stop = {want[i][3]};
+  const auto until = waiting.answers(asked);
+  Running running(model, on_cuda(Precision::bf16, true));
+  CHECK(running.answers(asked) == until);
+  CHECK(running.engine().stats().steps_ahead > 0 && waiting.engine().stats().steps_ahead == 0);
+}
+
 TEST("cuda engine: steps of one shape share a graph, and a graph's stale indices never show") {
   const TinyModel model(3);
   Running running(model, on_cuda(Precision::f32));

@@ -34,13 +34,14 @@ inline SchedulerLimits limits() {
 class Running {
  public:
   template <class Model>
-  Running(const Model& model, std::unique_ptr<Ops> ops, std::size_t blocks = 64) {
+  Running(const Model& model, std::unique_ptr<Ops> ops, std::size_t blocks = 64, bool run_ahead = true) {
     AttentionShape shape;
     shape.layers = model.config.layers, shape.kv_heads = model.config.kv_heads, shape.head_dim = model.config.head_dim;
     EngineOptions options;
     options.kv_bytes = blocks * ops->kv_block_bytes(shape);
     options.limits = limits();
     options.check_when_idle = true;
+    options.run_ahead = run_ahead;
     engine_ = std::make_unique<Engine>(std::move(ops), model.config, model.open(), options, [this](std::vector<Event>&& events) {
       const std::scoped_lock lock(mutex_);
       for (const Event& event : events) {

@@ -198,7 +198,8 @@ PagedCache<KV> CudaOps::cache(std::size_t layer) const {
 void CudaOps::run(const Call& call) {
   switch (call.kind) {
     case Call::Kind::embed:
-      return cuda::embed(stream_, call.weight, call.dtype, view_.tokens, call.rows, call.width, call.y);
+      return cuda::embed(stream_, call.weight, call.dtype, view_.tokens, reinterpret_cast<const std::uint32_t*>(chosen_.get()), call.rows,
+                         call.width, call.y);
     case Call::Kind::rms_norm: return cuda::rms_norm(stream_, call.a, call.b, call.eps, call.rows, call.width, call.y);
     case Call::Kind::linear: return run_linear(call);
     case Call::Kind::linear_packed: return run_packed(call);

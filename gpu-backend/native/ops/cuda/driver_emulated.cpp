@@ -105,7 +105,7 @@ void record(Event event, Stream stream) {
 }
 void wait(Event event) {
   if (event->stream == nullptr) return;
-  waits_behind += event->stream->put > event->reached;
+  if (event->stream->done < event->reached && event->reached < event->stream->put) ++waits_behind;
   run_until(event->stream, event->reached);
   fail_if_lost();
 }

@@ -43,8 +43,9 @@ inline constexpr unsigned kSplit = 256;
 /** Key heads' query groups are taken in chunks of at most so many. */
 inline constexpr unsigned kGroupMax = 8;
 
-void embed(Stream stream, const void* table, DType dtype, const std::uint32_t* tokens, std::size_t rows, std::size_t width,
-           float* x);
+/** tokens: [rows], from kChosenBefore on places in `chosen` */
+void embed(Stream stream, const void* table, DType dtype, const std::uint32_t* tokens, const std::uint32_t* chosen, std::size_t rows,
+           std::size_t width, float* x);
 void rms_norm(Stream stream, const float* x, const float* weight, float eps, std::size_t rows, std::size_t width, float* y);
 void silu_mul(Stream stream, const float* gate, const float* up, std::size_t count, float* y);
 /** to[i] = from[rows[i]] */

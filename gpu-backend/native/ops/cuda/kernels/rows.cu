@@ -2,6 +2,7 @@
 // The order of a norm's sum depends on the row's width alone: thread t adds elements t, t + 128, ..., then a fixed tree.
 // Arithmetic: transformers' modeling_qwen2.py in fp32.
 
+#include "base/choice.h"
 #include "base/types.h"
 #include "ops/cuda/device.cuh"
 #include "ops/cuda/kernels.h"
@@ -12,8 +13,12 @@ namespace {
 constexpr unsigned kThreads = 128;
 
 template <class W>
-__global__ void __launch_bounds__(kThreads) embed_kernel(const W* table, const std::uint32_t* tokens, unsigned width, float* x) {
-  const W* from = table + static_cast<std::size_t>(tokens[blockIdx.x]) * width;
+__global__ void __launch_bounds__(kThreads)
+    embed_kernel(const W* table, const std::uint32_t* tokens, const std::uint32_t* chosen, unsigned width, float* x) {
+  std::uint32_t token = tokens[blockIdx.x];
+  if (token >= kChosenBefore) token = chosen[token - kChosenBefore];
+  if (token == kUndecided) token = 0;  // nobody will read this row
+  const W* from = table + static_cast<std::size_t>(token) * width;
   float* to = x + static_cast<std::size_t>(blockIdx.x) * width;
   for (unsigned i = threadIdx.x; i < width; i += kThreads) to[i] = to_float(from[i]);
 }
@@ -66,8 +71,9 @@ __global__ void __launch_bounds__(kThreads) widen_kernel(const W* x, std::size_t
 unsigned blocks_for(std::size_t count) { return static_cast<unsigned>(div_up(count, kThreads)); }
 
 template <class W>
-void embed_as(Stream stream, const void* table, const std::uint32_t* tokens, std::size_t rows, std::size_t width, float* x) {
-  LAUNCH(embed_kernel, static_cast<unsigned>(rows), kThreads, 0, stream, static_cast<const W*>(table), tokens,
+void embed_as(Stream stream, const void* table, const std::uint32_t* tokens, const std::uint32_t* chosen, std::size_t rows,
+              std::size_t width, float* x) {
+  LAUNCH(embed_kernel, static_cast<unsigned>(rows), kThreads, 0, stream, static_cast<const W*>(table), tokens, chosen,
          static_cast<unsigned>(width), x);
 }
 
@@ -78,11 +84,11 @@ void widen_as(Stream stream, const void* x, std::size_t count, float* y) {
 
 }  // namespace
 
-void embed(Stream stream, const void* table, DType dtype, const std::uint32_t* tokens, std::size_t rows, std::size_t width,
-           float* x) {
-  if (dtype == DType::f32) return embed_as<float>(stream, table, tokens, rows, width, x);
-  if (dtype == DType::f16) return embed_as<Half>(stream, table, tokens, rows, width, x);
-  embed_as<Bf16>(stream, table, tokens, rows, width, x);
+void embed(Stream stream, const void* table, DType dtype, const std::uint32_t* tokens, const std::uint32_t* chosen, std::size_t rows,
+           std::size_t width, float* x) {
+  if (dtype == DType::f32) return embed_as<float>(stream, table, tokens, chosen, rows, width, x);
+  if (dtype == DType::f16) return embed_as<Half>(stream, table, tokens, chosen, rows, width, x);
+  embed_as<Bf16>(stream, table, tokens, chosen, rows, width, x);
 }
 
 void rms_norm(Stream stream, const float* x, const float* weight, float eps, std::size_t rows, std::size_t width, float* y) {

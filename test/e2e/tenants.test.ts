@@ -104,6 +104,8 @@ it('the command line reads well and says what is wrong', async () => {
   expect(await admin('usage', '--tenant', tenantId, '--group-by', 'key', '--csv')).toContain(key.id)
   expect(await admin('audit')).toContain('key.create')
   await expect(admin('tenant', 'create', 'x', '--concurrent', '-1')).rejects.toThrow('a whole number from 1')
+  const never = admin('key', 'create', tenantId, 'x', '--expires-at', 'soon')
+  await expect(never).rejects.toThrow('a time, such as')
 })
 
 it.each([

@@ -284,8 +284,9 @@ class Opening : public Napi::AsyncWorker {
  private:
   std::unique_ptr<Ops> open_ops(std::size_t weight_bytes) {
     if (!request_.cuda) return std::make_unique<cpu::CpuOps>(request_.threads, request_.kernels);
-    const std::size_t rows = request_.options.limits.rows_max();
-    cuda::Opened opened = cuda::open({request_.deterministic, rows, weight_bytes, request_.options.kv_bytes});
+    const SchedulerLimits& limits = request_.options.limits;
+    const std::size_t logit_bytes = std::max(limits.batch, limits.draft_rows) * request_.config.vocab * sizeof(float);
+    cuda::Opened opened = cuda::open({request_.deterministic, limits.rows_max(), weight_bytes, request_.options.kv_bytes, logit_bytes});
     request_.options.kv_bytes = opened.kv_bytes;
     return std::move(opened.ops);
   }

@@ -135,7 +135,9 @@ TEST("cuda: a block saved to the host comes back to another block, whole and alo
 TEST("cuda: what a GPU cannot hold is refused with the numbers, before anything is loaded") {
   CHECK_THROWS("free; the weights take 900 GB", cuda::open({false, 0, 900'000'000'000, 0}));
   CHECK_THROWS("keys and values 40 GB", cuda::open({false, 0, 1000, 40'000'000'000}));
-  CHECK(cuda::open({false, 0, 1000, 0}).kv_bytes > 1'000'000'000);
+  CHECK_THROWS("the rest 1801.07 GB", cuda::open({false, 0, 1000, 0, 900'000'000'000}));
+  const std::size_t all = cuda::open({false, 0, 1000, 0}).kv_bytes;
+  CHECK(all > 1'000'000'000 && all - cuda::open({false, 0, 1000, 0, 1'000'000}).kv_bytes == 2'000'000);
   AttentionShape shape;
   shape.layers = 1, shape.heads = 4, shape.kv_heads = 2, shape.head_dim = 20;
   CHECK_THROWS("a multiple of 8", CudaOps({Precision::bf16, false, true, 0}).allocate_kv(shape, 4));

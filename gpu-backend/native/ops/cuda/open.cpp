@@ -21,13 +21,13 @@ Opened open(const OpenOptions& options) {
   chosen.deterministic = options.deterministic;
   chosen.rows_max = options.rows_max;
   auto ops = std::make_unique<CudaOps>(chosen);
-  const std::size_t free = ops->device().free;
-  const std::size_t wanted = options.weight_bytes + kReserve + (options.kv_bytes == 0 ? kCacheMin : options.kv_bytes);
+  const std::size_t free = ops->device().free, rest = kReserve + 2 * options.logit_bytes;  // two steps may be under way
+  const std::size_t wanted = options.weight_bytes + rest + (options.kv_bytes == 0 ? kCacheMin : options.kv_bytes);
   if (wanted > free)
     throw Error(ErrorCode::invalid_request,
                 concat(ops->device().name, " has ", gigabytes(free), " free; the weights take ", gigabytes(options.weight_bytes),
-                       ", keys and values ", gigabytes(options.kv_bytes == 0 ? kCacheMin : options.kv_bytes), ", the rest ", gigabytes(kReserve)));
-  const std::size_t kv_bytes = options.kv_bytes == 0 ? free - options.weight_bytes - kReserve : options.kv_bytes;
+                       ", keys and values ", gigabytes(options.kv_bytes == 0 ? kCacheMin : options.kv_bytes), ", the rest ", gigabytes(rest)));
+  const std::size_t kv_bytes = options.kv_bytes == 0 ? free - options.weight_bytes - rest : options.kv_bytes;
   return {std::move(ops), kv_bytes};
 }
 

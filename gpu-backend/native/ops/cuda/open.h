@@ -13,7 +13,8 @@ struct OpenOptions {
   bool deterministic = false;
   std::size_t rows_max = 0;      // rows of the largest batch
   std::size_t weight_bytes = 0;  // of the checkpoint
-  std::size_t kv_bytes = 0;      // wanted for keys and values; 0: what the weights leave
+  std::size_t kv_bytes = 0;      // wanted for keys and values; 0: what the rest leaves
+  std::size_t logit_bytes = 0;   // of the largest step
 };
 
 struct Opened {

@@ -1,10 +1,12 @@
 // Two steps under way on a device that does everything as late as it may: what the host overwrites or reads too early
 // shows in the answers.
 
+#include <optional>
+
 #include "cuda_device.h"
 #include "cuda_running.h"
 #include "emulation/streams.h"
-#include "tiny_model.h"
+#include "engine_interleave.h"
 
 namespace {
 
@@ -77,6 +79,17 @@ TEST("emulation: a row that the device leaves to the host takes its row of the s
   CHECK(running.answers(asked) == want);
   CHECK(running.engine().stats().steps_ahead > 0);
   running.engine().check_integrity();
+}
+
+TEST("soak: emulation: interleavings on a device that is at once, or always late") {
+  for (unsigned seed = 1; seed <= 6; ++seed) {
+    std::optional<LazyStreams> lazy;
+    if (seed % 2 == 0) lazy.emplace();
+    const auto ahead = engine_bench::interleave_ahead(seed, 30, [](unsigned, std::size_t rows_max) {
+      return std::make_unique<CudaOps>(CudaOptions{Precision::f32, false, true, rows_max});
+    });
+    CHECK(ahead > 0);
+  }
 }
 
 }  // namespace

@@ -3,18 +3,12 @@
 
 #include "base/error.h"
 #include "choosing_ops.h"
-#include "engine_bench.h"
+#include "engine_interleave.h"
 
 namespace {
 
 using namespace engine_bench;
 using Story = ChoosingOps::Story;
-
-SchedulerLimits no_guesses() {
-  SchedulerLimits limits;
-  limits.draft_rows = 0;
-  return limits;
-}
 
 Request plain(std::size_t length, std::size_t answer, unsigned family = 0) {
   Request request;
@@ -48,80 +42,21 @@ TEST("engine ahead: a step is launched before the one before is waited for, and 
   CHECK(off->calls.find("LL") == std::string::npos);
 }
 
-/** Any options, in all of which the fake device and the host agree or the host has the last word. */
-Request any_request(std::mt19937& random) {
-  Request request = request_of(random, 90);
-  SamplingParams& sampling = request.sampling;
-  if (random() % 6 != 0) request.mask.reset();
-  if (random() % 3 == 0) sampling.stop = {static_cast<TokenId>(random() % 97), static_cast<TokenId>(random() % 97), 5, 50, 71};
-  if (random() % 4 == 0) sampling.min_tokens = random() % 9;
-  if (random() % 16 == 0) sampling.repetition_penalty = 1.2;
-  if (random() % 16 == 0) sampling.logprobs = 2;
-  if (random() % 12 == 0) sampling.max_tokens = random() % 2;
-  if (random() % 10 == 0) request.deadline_ms = 0.2 + static_cast<double>(random() % 30) / 10;
-  return request;
-}
-
-/** @returns steps that ran ahead */
-std::uint64_t interleave(unsigned seed, int requests) {
-  const TinyModel model;
-  std::mt19937 random(seed);
-  SchedulerLimits limits;
-  limits.batch = 1 + random() % 8;
-  limits.chunk = 1 + random() % 60;
-  limits.chunk_beside = 1 + random() % 30;
-  limits.draft_rows = random() % 3 == 0 ? 6 : 0;
+std::unique_ptr<Ops> choosing(unsigned undecided_every, std::size_t /*rows_max*/) {
   const auto story = std::make_shared<Story>();
-  story->undecided_every = random() % 2 == 0 ? 0u : 10 + static_cast<unsigned>(random() % 40);
-  std::vector<std::pair<Request, Answer>> all;
-  std::uint64_t ahead = 0;
-  {
-    Bench bench(model, 14, limits, std::make_unique<ChoosingOps>(story), random() % 3 * 20);
-    std::vector<std::pair<Request, std::uint32_t>> asked;
-    for (int i = 0; i < requests; ++i) {
-      const Request request = any_request(random);
-      asked.emplace_back(request, bench.submit(request));
-      if (random() % 4 == 0) bench.engine().cancel(asked[random() % asked.size()].second);
-      if (random() % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 1500));
-      if (i % 20 == 0) bench.engine().check_integrity();
-    }
-    for (const auto& [request, handle] : asked) all.emplace_back(request, bench.wait(handle));
-    bench.engine().check_integrity();
-    const EngineStats stats = bench.engine().stats();
-    CHECK(stats.blocks_used == 0 && stats.blocks_free + stats.blocks_cached == 14);
-    CHECK(stats.running == 0 && stats.waiting == 0 && stats.evictions > 0);
-    std::size_t told = 0;
-    for (const auto& [request, answer] : all) told += answer.tokens.size() + (answer.finish->reason == FinishReason::stop && !request.mask);
-    CHECK(stats.generated_tokens - told <= static_cast<std::size_t>(requests) && stats.generated_tokens >= told,
-          concat(stats.generated_tokens, " counted, ", told, " told"));
-    ahead = stats.steps_ahead;
-  }
-  Bench lone(model, 64, no_guesses());
-  for (auto& [request, answer] : all) {
-    CHECK(answer.failure.empty(), answer.failure);
-    CHECK(answer.finish->completion == answer.tokens.size());
-    request.deadline_ms = 0;
-    request.salt += "lone";
-    const Answer want = lone.ask(request);
-    const FinishReason reason = answer.finish->reason;
-    const bool cut = reason == FinishReason::cancelled || reason == FinishReason::deadline;
-    const bool same = cut ? answer.tokens.size() <= want.tokens.size() &&
-                                std::equal(answer.tokens.begin(), answer.tokens.end(), want.tokens.begin())
-                          : answer.tokens == want.tokens && reason == want.finish->reason;
-    CHECK(same, concat("seed ", seed, ", prompt of ", request.tokens.size(), request.mask ? ", constrained" : ""));
-  }
-  return ahead;
+  story->undecided_every = undecided_every;
+  return std::make_unique<ChoosingOps>(story);
 }
 
 TEST("engine ahead: interleavings lose no block and change no answer") {
   std::uint64_t ahead = 0;
-  for (unsigned seed = 1; seed <= 8; ++seed) ahead += interleave(seed, 100);
+  for (unsigned seed = 1; seed <= 8; ++seed) ahead += interleave_ahead(seed, 100, choosing);
   CHECK(ahead > 200, concat(ahead, " steps ran ahead"));
 }
 
 TEST("soak: 10,000 steps ahead of submit, abort, finish, evict and preempt, seed by seed") {
   std::uint64_t ahead = 0;
-  for (unsigned seed = 1000; ahead < 10000; ++seed) ahead += interleave(seed, 400);
+  for (unsigned seed = 1000; ahead < 10000; ++seed) ahead += interleave_ahead(seed, 400, choosing);
 }
 
 TEST("engine ahead: what a block is named by is what it holds, where answers end in it and where rows are undone") {

@@ -57,19 +57,20 @@ struct EngineStats {
   std::uint64_t host_loads;                   // blocks that came back from there
   std::uint64_t preemptions;
   std::uint64_t prompt_tokens, generated_tokens;  // computed as prefill; sampled
-  std::uint64_t requests, steps;  // steps that came to nothing, since all in them had ended, do not count
-  std::uint64_t steps_ahead;  // of them launched before the tokens of the step before were read
+  std::uint64_t requests, steps;                  // a step in which all had ended when it was done does not count
+  std::uint64_t steps_ahead;                      // of them launched before the tokens of the step before were read
   std::uint64_t drafted_tokens, accepted_tokens;  // guessed; of them right
 };
 
 /**
  * Generates for many requests at once, on a thread of its own. Everything public may be called from any thread.
  *
- * A step is schedule -> launch -> settle (wait for its tokens, postprocess). Between steps the thread takes what came in:
- * requests, cancellations, expired deadlines, commands. Where the device chooses tokens, the next step is launched
- * before this one is settled, so that the device works while the host does (steps.cpp). A step that throws fails the requests it held, retryably, and the engine goes on. When
- * the device failed, the block accounting is wrong, or no request can carry the error, nothing can go on: the engine
- * says so by a FailureEvent of kEngineHandle, is closed, and refuses what comes later with the reason.
+ * A step is schedule -> launch -> settle (wait for its tokens, postprocess). Where the device chooses tokens, the next
+ * step is launched before this one is settled, so that the device works while the host does (steps.cpp). Between steps
+ * the thread takes what came in: requests, cancellations, expired deadlines, commands. A step that throws fails the
+ * requests it held, retryably, and the engine goes on. When the device failed, the block accounting is wrong, or no
+ * request can carry the error, nothing can go on: the engine says so by a FailureEvent of kEngineHandle, is closed, and
+ * refuses what comes later with the reason.
  */
 class Engine {
  public:
@@ -118,12 +119,12 @@ class Engine {
   };
   /** Launched and not settled. */
   struct Step {
-    std::vector<Slice> plan;  // slices without a sequence are of those that have ended meanwhile
-    std::vector<Choice> choices;
+    std::vector<Slice> plan;      // a slice whose sequence has ended meanwhile has none
+    std::vector<Choice> choices;  // [logit rows], where the device chooses
     std::size_t logit_rows = 0;
     unsigned turn = 0;
-    bool chosen = false;  // by the device
-    bool ahead = false;   // of the tokens of the step before
+    bool chosen = false;                       // by the device
+    bool ahead = false;                        // launched before the tokens of the step before were read
     std::size_t decoding = 0, prefilling = 0;  // tokens
     Clock::time_point launched;
   };

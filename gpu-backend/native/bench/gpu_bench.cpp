@@ -7,12 +7,14 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <ctime>
 #include <fstream>
 #include <iostream>
 #include <map>
 #include <mutex>
 #include <random>
+#include <string_view>
 
 #include "bench/machine_bounds.h"
 #include "bench/random_model.h"
@@ -69,6 +71,7 @@ class Bench {
     EngineOptions options;
     options.limits.batch = 256, options.limits.chunk = 2048, options.limits.chunk_beside = 512;
     options.queue_max = 1024;
+    options.run_ahead = runs_ahead();
     cuda::CudaOptions cuda;
     cuda.rows_max = options.limits.rows_max();
     auto ops = std::make_unique<cuda::CudaOps>(cuda);
@@ -103,6 +106,11 @@ class Bench {
   }
 
  private:
+  static bool runs_ahead() {
+    const char* given = std::getenv("RUN_AHEAD");
+    return given == nullptr || std::string_view(given) != "off";
+  }
+
   std::string head() const {
     const std::time_t now = std::time(nullptr);
     char date[32];
@@ -110,7 +118,8 @@ class Bench {
     std::string batches;
     for (const std::size_t batch : lengths_.batches) batches += (batches.empty() ? "" : ", ") + std::to_string(batch);
     return concat(R"("card": ")", cuda::device().name, R"(", "date": ")", date, R"(", "model": ")", shape_.name,
-                  R"(", "weights": "random", "copy_bytes_per_s": )", bounds_.device_bytes,
+                  R"(", "weights": "random", "run_ahead": )", runs_ahead() ? "true" : "false",
+                  R"(, "copy_bytes_per_s": )", bounds_.device_bytes,
                   ", \"host_copy_bytes_per_s\": ", bounds_.host_bytes, ", \"product_flops\": ", bounds_.flops,
                   R"(, "product_by": ")", bounds_.product, "\",\n \"batches\": [", batches,
                   "], \"prompt\": ", lengths_.prompt, ", \"output\": ", lengths_.output,

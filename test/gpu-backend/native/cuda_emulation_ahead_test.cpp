@@ -81,7 +81,7 @@ TEST("emulation: a row that the device leaves to the host takes its row of the s
   running.engine().check_integrity();
 }
 
-TEST("soak: emulation: interleavings on a device that is at once, or always late") {
+TEST("soak: interleavings on an emulated device that is at once, or always late") {
   for (unsigned seed = 1; seed <= 6; ++seed) {
     std::optional<LazyStreams> lazy;
     if (seed % 2 == 0) lazy.emplace();

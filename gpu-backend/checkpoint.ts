@@ -8,7 +8,8 @@ import { open, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import * as z from 'zod/mini'
 import type { GenerationDefaults } from '../src/sampling.ts'
-import { Config, ids, modelConfig } from './model-config.ts'
+import { eosTokenIds, GenerationConfig, generationDefaults } from './generation-config.ts'
+import { Config, modelConfig } from './model-config.ts'
 import type { NativeModelConfig, TensorEntry } from './native-addon.ts'
 import { CheckpointError, readHeader } from './safetensors.ts'
 
@@ -28,15 +29,6 @@ export interface Checkpoint {
   revision: string
 }
 
-const GenerationConfig = z.object({
-  eos_token_id: z.nullish(ids),
-  do_sample: z.nullish(z.boolean()),
-  temperature: z.nullish(z.number()),
-  top_p: z.nullish(z.number()),
-  top_k: z.nullish(z.int()),
-  repetition_penalty: z.nullish(z.number()),
-})
-
 const Index = z.object({ weight_map: z.record(z.string(), z.string()) })
 
 const Tokenizer = z.object({
@@ -49,15 +41,16 @@ export async function readCheckpoint(dir: string): Promise<Checkpoint> {
   if (config === undefined) throw new CheckpointError(`${join(dir, 'config.json')}: cannot open`)
   const generation = (await readJson(dir, 'generation_config.json', GenerationConfig)) ?? {}
   const { files, tensors } = await readTable(dir)
+  const ends = eosTokenIds(generation, config)
+  const foreign = ends.find((id) => id >= config.vocab_size)
+  if (foreign !== undefined)
+    throw new CheckpointError(
+      `${dir}: eos_token_id ${foreign} is outside the vocabulary of ${config.vocab_size}`,
+    )
   return {
     config: modelConfig(join(dir, 'config.json'), config, await tokenizerVocabulary(dir)),
-    eosTokenIds: [generation.eos_token_id ?? config.eos_token_id ?? []].flat(),
-    generationDefaults: {
-      temperature: generation.do_sample === false ? 0 : (generation.temperature ?? 1),
-      top_p: generation.top_p ?? 1,
-      top_k: generation.top_k ?? 0,
-      repetition_penalty: generation.repetition_penalty ?? 1,
-    },
+    eosTokenIds: ends,
+    generationDefaults: generationDefaults(generation),
     files,
     tensors,
     weightBytes: tensors.reduce((sum, { begin, end }) => sum + end - begin, 0),

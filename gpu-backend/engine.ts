@@ -47,7 +47,7 @@ export interface EngineOptions {
   runAhead?: boolean
   /** Requests that may wait. Default 256. */
   maxQueue?: number
-  /** Forces a kernel level: 'amx', 'avx512', 'avx2' or 'base'. Default: the best here. */
+  /** Forces a kernel level: 'amx', 'amx-bf16', 'avx512', 'avx2' or 'base'. Default: the best exact one here. */
   kernels?: string
   /** Tokens that exist; the rows above are never sampled. Default: what tokenizer.json says, else all rows. */
   tokenizerVocabSize?: number

@@ -100,6 +100,10 @@ export class GrammarThread {
       if (full !== null) fail(tooMany(full))
       else this.#begin()
     })
+    if (first?.some((word) => word !== 0) !== true) {
+      this.#forget(state)
+      throw refusal('no text can satisfy it')
+    }
     return {
       first,
       accept: (token, give, fail) => {

@@ -11,6 +11,7 @@ import { parseArgs } from 'node:util'
 import * as z from 'zod/mini'
 import type { ModelCard } from '../src/protocol.ts'
 import { packTokenizer } from '../src/tokenizer/compact.ts'
+import { eosTokenIds, GenerationConfig, generationDefaults, ids } from './generation-config.ts'
 import { ModelError } from './model-error.ts'
 import { resolveModel, type ModelSource } from './model-source.ts'
 import { endWithParent } from './parent.ts'
@@ -22,17 +23,8 @@ const samples = 64
 const sample_bytes = 64 * 1024
 const default_system = 'You are a helpful assistant.'
 
-const ids = z.union([z.int(), z.array(z.int())])
 const Config = z.object({
   max_position_embeddings: z.int().check(z.gte(1)),
-  eos_token_id: z.nullish(ids),
-})
-const GenerationConfig = z.object({
-  do_sample: z.nullish(z.boolean()),
-  temperature: z.nullish(z.number()),
-  top_p: z.nullish(z.number()),
-  top_k: z.nullish(z.int()),
-  repetition_penalty: z.nullish(z.number()),
   eos_token_id: z.nullish(ids),
 })
 const TokenizerConfig = z.object({
@@ -44,7 +36,6 @@ const TokenizerConfig = z.object({
 export async function modelCard({ id, dir }: ModelSource): Promise<ModelCard> {
   const config = readJson(dir, 'config.json', Config)
   const generation = readJson(dir, 'generation_config.json', GenerationConfig, {})
-  const eos = generation.eos_token_id ?? config.eos_token_id ?? []
   return {
     id,
     revision: await revisionOf(dir),
@@ -52,13 +43,8 @@ export async function modelCard({ id, dir }: ModelSource): Promise<ModelCard> {
     context_length: config.max_position_embeddings,
     tokenizer: digest(createHash('sha256').update(tokenizerJson(dir))),
     default_system: defaultSystem(dir),
-    generation: {
-      temperature: generation.do_sample === false ? 0 : (generation.temperature ?? 1),
-      top_p: generation.top_p ?? 1,
-      top_k: generation.top_k ?? 0,
-      repetition_penalty: generation.repetition_penalty ?? 1,
-    },
-    eos_token_ids: Array.isArray(eos) ? eos : [eos],
+    generation: generationDefaults(generation),
+    eos_token_ids: eosTokenIds(generation, config),
   }
 }
 

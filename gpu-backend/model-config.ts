@@ -3,11 +3,11 @@
  * not compute is refused by name here, before any weight is read.
  */
 import * as z from 'zod/mini'
+import { ids } from './generation-config.ts'
 import type { NativeModelConfig } from './native-addon.ts'
 import { CheckpointError } from './safetensors.ts'
 
 const positive = z.int().check(z.gte(1))
-export const ids = z.union([z.int(), z.array(z.int())])
 
 const Rope = z.looseObject({
   rope_type: z.optional(z.string()),

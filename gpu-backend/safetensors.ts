@@ -64,7 +64,9 @@ async function readHeaderText(path: string): Promise<string> {
 }
 
 function toEntry(path: string, file: number, start: number, name: string, value: unknown): TensorEntry {
-  const refuse = (what: string) => new CheckpointError(`${path}: tensor ${name.slice(0, 200)}: ${what}`)
+  const shown = JSON.stringify(name.slice(0, 200)).slice(1, -1)
+  const refuse = (what: string) => new CheckpointError(`${path}: tensor ${shown}: ${what}`)
+  if (shown !== name.slice(0, 200)) throw refuse('has a name with characters that no tensor has')
   if (typeof value !== 'object' || value === null) throw refuse('is not an object')
   const { dtype, shape, data_offsets } = value as Record<string, unknown>
   if (typeof dtype !== 'string' || dtype.length > 32) throw refuse('has no dtype')
@@ -73,5 +75,6 @@ function toEntry(path: string, file: number, start: number, name: string, value:
   if (!Array.isArray(data_offsets) || data_offsets.length !== 2 || !data_offsets.every(isWhole))
     throw refuse('has data_offsets that are not two whole numbers')
   const [begin, end] = data_offsets as [number, number]
+  if (![start + begin, start + end].every(isWhole)) throw refuse('has data_offsets beyond any file')
   return { name, dtype, shape, file, begin: start + begin, end: start + end }
 }

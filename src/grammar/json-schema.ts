@@ -127,6 +127,7 @@ class Converter {
     const beside = Object.keys(rest).find((key) => key !== 'type' && !annotations.has(key))
     if (beside !== undefined) this.#leave(path, beside, `'${beside}' beside 'enum' or 'const'`)
     const fitting = values.filter((value) => types === null || types.some((type) => isOfType(value, type)))
+    if (fitting.length === 0) throw new GrammarError(`${path}: 'enum' allows no value`)
     return choice(...fitting.map((value) => literal(dumps(value))))
   }
 

@@ -76,6 +76,12 @@ describe('a lying safetensors file is refused in one line that names file, tenso
     ['a dtype that is no float', (h) => (h[norm]!.dtype = 'I16'), 'has dtype I16'],
     ['a dtype nobody knows', (h) => (h[norm]!.dtype = 'Q17'), 'unknown dtype Q17'],
     ['overlapping tensors', (h) => (h[norm]!.data_offsets = [0, 768]), 'overlaps tensor'],
+    [
+      'offsets that only fit beside the header',
+      (h) => (h[norm]!.data_offsets = [2 ** 53 - 769, 2 ** 53 - 1]),
+      'beyond any file',
+    ],
+    ['a name of several lines', (h) => (h['a\nb\u001b[2J'] = h[norm]!), 'a\\nb\\u001b[2J: has a name'],
     ['a negative offset', (h) => (h[norm]!.data_offsets = [-768, 0]), 'not two whole numbers'],
     ['a fractional offset', (h) => (h[norm]!.data_offsets = [0.5, 768.5]), 'not two whole numbers'],
     ['a shape of strings', (h) => (h[norm]!.shape = ['384'] as unknown as number[]), 'whole numbers'],
@@ -254,6 +260,7 @@ describe('config.json', () => {
     [{ use_sliding_window: true }, 'use_sliding_window'],
     [{ rope_scaling: { type: 'dynamic', factor: 2 } }, 'dynamic'],
     [{ rope_theta: -1 }, 'rope_theta'],
+    [{ eos_token_id: -5 }, 'eos_token_id'],
     [{ hidden_act: 'gelu' }, 'hidden_act'],
     [{ rope_scaling: { type: 'yarn' } }, 'wants a factor'],
     [{ rope_scaling: { type: 'yarn', factor: 0.5 } }, 'factor must lie in'],
@@ -270,6 +277,17 @@ describe('config.json', () => {
     [{ quantization_config: gptq }, 'q_proj.qweight: is missing'],
   ])('that says %j is refused', async (changes, message) => {
     change(changes)
+    expect(await refusal()).toContain(message)
+  })
+
+  it.each([
+    [{ eos_token_id: [3, 192] }, 'eos_token_id 192 is outside the vocabulary of 192'],
+    [{ temperature: -3 }, 'temperature'],
+    [{ top_p: 7 }, 'top_p'],
+    [{ top_k: -9 }, 'top_k'],
+    [{ repetition_penalty: 0 }, 'repetition_penalty'],
+  ])('with a generation_config.json of %j is refused', async (generation, message) => {
+    writeFileSync(join(dir, 'generation_config.json'), JSON.stringify(generation))
     expect(await refusal()).toContain(message)
   })
 

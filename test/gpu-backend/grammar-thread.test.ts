@@ -51,6 +51,11 @@ it('what takes too long is refused by name; who was under way goes on where it w
   expect(performance.now() - started).toBeLessThan(50)
 })
 
+it('what can have no text is refused', async () => {
+  thread = new GrammarThread(settings, limits)
+  await expect(thread.open('root ::= root', [2256], 'a')).rejects.toThrow('no text can satisfy it')
+})
+
 it('a refusal is forgotten: the machine may have been to blame', async () => {
   thread = new GrammarThread(settings, { ...limits, compile_ms_max: 300, refused_ms: 50 })
   await expect(thread.open(slow, [], 'a')).rejects.toThrow('took longer')

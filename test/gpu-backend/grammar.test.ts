@@ -227,6 +227,7 @@ describe('over the wire', () => {
   it.each<[string, unknown, string]>([
     ['10,000 levels', deep, 'nests deeper than 64 levels'],
     ['an impossible length', strict({ type: 'string', minLength: 5, maxLength: 2 }), 'no finite text'],
+    ['an empty enum', strict({ type: 'object', properties: { a: { enum: [] } } }), "'enum' allows no value"],
     [
       'a reference to itself',
       strict({ $ref: '#/$defs/a', $defs: { a: { $ref: '#/$defs/a' } } }),

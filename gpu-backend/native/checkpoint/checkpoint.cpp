@@ -101,15 +101,23 @@ TensorView Checkpoint::tensor(const std::string& name, const std::vector<std::si
 
   TensorView view{name, *dtype, shape, file.data() + entry.begin};
   if (entry.begin % size_of(*dtype) != 0) {
-    realigned_.push_back(std::make_unique<std::byte[]>(view.bytes()));
-    std::memcpy(realigned_.back().get(), view.data, view.bytes());
-    view.data = realigned_.back().get();
+    std::unique_ptr<std::byte[]>& copy = realigned_[name];
+    if (copy == nullptr) {
+      copy = std::make_unique<std::byte[]>(view.bytes());
+      std::memcpy(copy.get(), view.data, view.bytes());
+    }
+    view.data = copy.get();
   }
   if (!all_finite(view.data, *dtype, view.elements())) refuse(file.path(), name, "contains NaN or infinity");
   return view;
 }
 
 void Checkpoint::forget(const std::string& name) const {
+  release_pages(name);
+  realigned_.erase(name);
+}
+
+void Checkpoint::release_pages(const std::string& name) const {
   if (const auto found = entries_.find(name); found != entries_.end())
     files_[found->second.file].forget(found->second.begin, found->second.end);
 }

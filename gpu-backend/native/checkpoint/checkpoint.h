@@ -34,8 +34,10 @@ class Checkpoint {
   [[nodiscard]] TensorView tensor(const std::string& name, const std::vector<std::size_t>& shape) const;
   /** Packed 32-bit words (dtype I32) of exactly that shape, copied out. */
   [[nodiscard]] std::vector<std::uint32_t> words(const std::string& name, const std::vector<std::size_t>& shape) const;
-  /** Gives back the memory of a tensor that was copied: its pages are read again when somebody touches them. */
+  /** Gives back the memory of a tensor that was copied elsewhere; views of it are no longer good. */
   void forget(const std::string& name) const;
+  /** Gives back a tensor's pages, which are read again when somebody touches them. */
+  void release_pages(const std::string& name) const;
   [[nodiscard]] bool has(const std::string& name) const { return entries_.contains(name); }
   [[nodiscard]] std::size_t bytes() const { return bytes_; }
 
@@ -44,7 +46,8 @@ class Checkpoint {
 
   std::vector<MappedFile> files_;
   std::unordered_map<std::string, TableEntry> entries_;
-  mutable std::vector<std::unique_ptr<std::byte[]>> realigned_;  // copies of tensors the file leaves unaligned
+  // Copies of tensors that the file leaves unaligned, by name.
+  mutable std::unordered_map<std::string, std::unique_ptr<std::byte[]>> realigned_;
   std::size_t bytes_ = 0;
 };
 

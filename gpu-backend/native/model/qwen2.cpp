@@ -15,12 +15,14 @@ class Qwen2::Loader {
       : config_(config), checkpoint_(checkpoint), ops_(ops) {}
 
   [[nodiscard]] Buffer vector(const std::string& name, std::size_t count) const {
-    return ops_.upload_vector(checkpoint_.tensor(name, {count}));
+    Buffer buffer = ops_.upload_vector(checkpoint_.tensor(name, {count}));
+    checkpoint_.forget(name);
+    return buffer;
   }
   /** @param head where it is the same tensor */
   [[nodiscard]] Weight table(const std::string& name, const Weight* head) const {
     const Weight table = ops_.upload_table(checkpoint_.tensor(name, {config_.vocab, config_.hidden}), head);
-    checkpoint_.forget(name);
+    checkpoint_.release_pages(name);
     return table;
   }
   /** As stored, whatever the format of the rest. */

@@ -134,12 +134,12 @@ class Ops {
   virtual void rope_and_store(std::size_t layer, float* q, float* k, const float* v) = 0;
   /** out = softmax(q K^T * scale) V, causal, per head; q, out: [rows][heads * head_dim] */
   virtual void attention(std::size_t layer, const float* q, float* out) = 0;
-  /** y = silu(gate) * up; [count] */
   /** gate.y = silu(gate) * up, which have as many outputs and no bias; leaves anything in up.y. */
   virtual void gated(const float* x, std::size_t rows, const Linear& gate, const Linear& up) {
     linear(x, rows, std::array{gate, up});
     silu_mul(gate.y, up.y, rows * gate.weight->out, gate.y);
   }
+  /** y = silu(gate) * up; [count] */
   virtual void silu_mul(const float* gate, const float* up, std::size_t count, float* y) = 0;
   /** y += sum of weight_e * expert_e(x) over the top_k experts e of each row, in ascending e, where the weights are a
       softmax over all of the row's router logits; x, y: [rows][hidden]; router: [rows][experts] */

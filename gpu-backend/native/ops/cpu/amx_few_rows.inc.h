@@ -14,6 +14,7 @@ class FewRows {
     tile_configure(config);
     alignas(64) float sums[kSums];
     const std::byte* w = part_.weight + begin / kPanel * panel;
+    for (std::size_t at = 0; at < kFarAhead; at += 64) _mm_prefetch(reinterpret_cast<const char*>(w + at), _MM_HINT_T1);
     for (std::size_t n = begin; n < end; n += kPanel) {
       const std::byte* x = job_.packed;
       tile_zero<0>();

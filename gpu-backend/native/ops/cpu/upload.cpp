@@ -10,8 +10,9 @@ namespace qe::cpu {
 namespace {
 
 constexpr std::size_t kOutputsAtOnce = 2 * kArrangeStep;
-constexpr std::size_t kSlab = std::size_t{64} << 20;  // small matrices share huge pages
-constexpr std::size_t kPastEnd = 4096;                // the last tile may prefetch, and load a whole vector
+constexpr std::size_t kSlab = std::size_t{64} << 20;     // small matrices share huge pages
+constexpr std::size_t kHugePage = std::size_t{2} << 20;  // Linux aligns whole ones
+constexpr std::size_t kPastEnd = 4096;                   // the last tile may prefetch, and load a whole vector
 
 }  // namespace
 
@@ -19,7 +20,7 @@ template <class Rows>
 const std::byte* CpuOps::keep(const MatrixForm& form, Rows&& rows) {
   const std::size_t bytes = round_up(kernels_.arranged_bytes(form), 64);
   if (bytes + kPastEnd > kept_left_) {
-    const std::size_t slab = std::max(bytes + kPastEnd, kSlab);
+    const std::size_t slab = std::max(round_up(bytes + kPastEnd, kHugePage), kSlab);
     kept_.push_back(allocate(div_up(slab, sizeof(float))));
     kept_free_ = reinterpret_cast<std::byte*>(kept_.back().get()), kept_left_ = slab;
   }

@@ -138,9 +138,15 @@ std::size_t CpuOps::run_length(std::size_t outputs, std::size_t in, std::size_t 
 void CpuOps::add_runs(const Matmul& job, const Projection& part, const std::optional<Projection>& up,
                       std::size_t length) {
   const std::size_t packed = packed_for(job, part);
-  const std::size_t whole = round_up(length, kernels_.outputs_step);
-  for (std::size_t begin = 0; begin < part.out; begin += whole)
-    runs_.push_back({job, part, up, begin, std::min(begin + whole, part.out), packed});
+  const std::size_t worth = div_up(kWorthSharing, job.in * std::max<std::size_t>(job.rows, 1));
+  for (std::size_t begin = 0; begin < part.out;) {
+    std::size_t wanted = length;
+    // Few rows are bound by memory, which likes long runs; the last ones are short, so that threads end together.
+    if (threads() > 1 && job.rows <= kPackRows) wanted = std::max(worth, (part.out - begin) / (2 * threads()));
+    const std::size_t end = std::min(begin + round_up(wanted, kernels_.outputs_step), part.out);
+    runs_.push_back({job, part, up, begin, end, packed});
+    begin = end;
+  }
 }
 
 /** Products of one x with weights of one form share its packed rows. */

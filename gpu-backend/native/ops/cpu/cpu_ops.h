@@ -76,7 +76,8 @@ class CpuOps final : public Ops {
     Projection part;
     std::size_t at;  // in packed_
   };
-  /** Cuts a product into runs, several a thread, so that one which loses its core holds up little. */
+  /** Cuts a product into runs of `length` outputs, several a thread, so that one which loses its core holds up little;
+   * with few rows into shorter and shorter ones. */
   void add_runs(const Matmul& job, const Projection& part, const std::optional<Projection>& up, std::size_t length);
   /** Outputs of a run, for `outputs` of them in all. */
   [[nodiscard]] std::size_t run_length(std::size_t outputs, std::size_t in, std::size_t rows) const;

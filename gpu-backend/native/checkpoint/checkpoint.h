@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "checkpoint/mapped_file.h"
@@ -48,6 +49,7 @@ class Checkpoint {
   std::unordered_map<std::string, TableEntry> entries_;
   // Copies of tensors that the file leaves unaligned, by name.
   mutable std::unordered_map<std::string, std::unique_ptr<std::byte[]>> realigned_;
+  mutable std::unordered_set<std::string> finite_;  // tensors that were scanned: a tied one is asked for twice
   std::size_t bytes_ = 0;
 };
 

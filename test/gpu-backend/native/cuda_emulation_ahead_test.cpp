@@ -12,12 +12,7 @@ namespace {
 
 using namespace running;
 
-struct LazyStreams {
-  LazyStreams() { cuda::set_lazy_streams(true); }
-  ~LazyStreams() { cuda::set_lazy_streams(false); }
-  LazyStreams(const LazyStreams&) = delete;
-  LazyStreams& operator=(const LazyStreams&) = delete;
-};
+using LazyStreams = While<cuda::set_lazy_streams>;
 
 TEST("emulation: a lazy stream copies what lies there when somebody waits, and an event is reached before what follows it") {
   using namespace device;

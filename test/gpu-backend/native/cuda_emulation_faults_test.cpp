@@ -9,12 +9,7 @@ namespace {
 
 using namespace running;
 
-struct LostDevice {
-  LostDevice() { cuda::lose_emulated_device(true); }
-  ~LostDevice() { cuda::lose_emulated_device(false); }
-  LostDevice(const LostDevice&) = delete;
-  LostDevice& operator=(const LostDevice&) = delete;
-};
+using LostDevice = While<cuda::lose_emulated_device>;
 
 TEST("cuda: a device lost between steps fails what runs and what waits, and closes the engine") {
   const TinyModel model;

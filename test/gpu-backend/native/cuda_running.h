@@ -18,6 +18,15 @@
 
 namespace running {
 
+/** Turns something of the emulation on while it lives. */
+template <void (*Turn)(bool)>
+struct While {
+  While() { Turn(true); }
+  ~While() { Turn(false); }
+  While(const While&) = delete;
+  While& operator=(const While&) = delete;
+};
+
 using namespace qe;
 using cuda::CudaOps;
 using cuda::CudaOptions;

@@ -3,9 +3,12 @@
 // is one long read, which the hardware's prefetcher follows; and no two rows of a tile fall on the same set of a cache.
 //
 //   bf16: [panels, an even number][in / 32][16][32], zeros beyond the last output and input.
+//
 //   eight bits: [panels][groups] of {[group / step][16][step] bytes, 16 scales}, a step being what an instruction
-//   takes. four bits: [panels][groups] of {[group / step][8 * step] bytes, 16 scales, 16 offsets}; byte b of a tile
-//   holds byte b of its 16 * step in its low half, byte b + 8 * step in its high half.
+//   takes.
+//
+//   four bits: [panels][groups] of {[group / step][8 * step] bytes, 16 scales, 16 offsets}; byte b of a tile holds byte
+//   b of its 16 * step in its low half, byte b + 8 * step in its high half.
 
 inline constexpr std::size_t kPanel = 16;     // outputs
 inline constexpr std::size_t kBf16Step = 32;  // inputs that one instruction takes
@@ -56,14 +59,16 @@ inline void arrange_bytes(const MatrixForm& form, const MatrixRows& rows, std::s
   const BytesGroup layout{form.format, form.group};
   const std::size_t groups = groups_of(form), step = byte_step(form.group), row = stored_bytes(form);
   const auto* from = static_cast<const std::byte*>(rows.weight);
-  std::vector<std::byte> tile(kPanel * step);
+  const std::size_t size = kPanel * step, half = size / 2;
+  std::vector<std::byte> unpacked(size);
   for (std::size_t g = 0; g < groups; ++g, to += layout.bytes()) {
     for (std::size_t k = 0; k < form.group; k += step) {
       const std::size_t at = g * form.group + k;
-      std::ranges::fill(tile, std::byte{0});
+      std::byte* tile = form.format == Format::int8 ? to + k * kPanel : unpacked.data();
+      std::fill_n(tile, size, std::byte{0});
       for (std::size_t i = 0; i < outputs; ++i) {
         if (form.format == Format::int8) {
-          std::memcpy(tile.data() + i * step, from + i * row + at, step);
+          std::memcpy(tile + i * step, from + i * row + at, step);
         } else {
           for (std::size_t b = 0; b < step; ++b) {  // 16 bytes hold 32 inputs: the low halves, then the high ones
             const std::byte both = from[i * row + (at + b) / 32 * 16 + b % 16];
@@ -71,12 +76,8 @@ inline void arrange_bytes(const MatrixForm& form, const MatrixRows& rows, std::s
           }
         }
       }
-      if (form.format == Format::int8) {
-        std::memcpy(to + k * kPanel, tile.data(), tile.size());
-      } else {
-        const std::size_t half = tile.size() / 2;
+      if (form.format == Format::int4)
         for (std::size_t b = 0; b < half; ++b) to[k * kPanel / 2 + b] = tile[b] | tile[b + half] << 4;
-      }
     }
     const auto spread = [&](const float* numbers, std::byte* at) {
       for (std::size_t i = 0; i < kPanel; ++i)

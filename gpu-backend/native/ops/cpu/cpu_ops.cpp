@@ -131,18 +131,18 @@ void CpuOps::gated(const float* x, std::size_t rows, const Linear& gate, const L
 
 std::size_t CpuOps::run_length(std::size_t outputs, std::size_t in, std::size_t rows) const {
   const std::size_t wanted = threads() == 1 ? 1 : std::size_t{threads()} * 6;
-  const std::size_t worth = div_up(kWorthSharing, in * std::max<std::size_t>(rows, 1));
-  return std::max({div_up(outputs, wanted), worth, rows > 4 * kPackRows ? kernels_.outputs_least : 1});
+  return std::max(
+      {div_up(outputs, wanted), outputs_worth(in, rows), rows > 4 * kPackRows ? kernels_.outputs_least : 1});
 }
 
 void CpuOps::add_runs(const Matmul& job, const Projection& part, const std::optional<Projection>& up,
                       std::size_t length) {
   const std::size_t packed = packed_for(job, part);
-  const std::size_t worth = div_up(kWorthSharing, job.in * std::max<std::size_t>(job.rows, 1));
   for (std::size_t begin = 0; begin < part.out;) {
     std::size_t wanted = length;
     // Few rows are bound by memory, which likes long runs; the last ones are short, so that threads end together.
-    if (threads() > 1 && job.rows <= kPackRows) wanted = std::max(worth, (part.out - begin) / (2 * threads()));
+    if (threads() > 1 && job.rows <= kPackRows)
+      wanted = std::max(outputs_worth(job.in, job.rows), (part.out - begin) / (2 * threads()));
     const std::size_t end = std::min(begin + round_up(wanted, kernels_.outputs_step), part.out);
     runs_.push_back({job, part, up, begin, end, packed});
     begin = end;

@@ -66,7 +66,7 @@ void CpuOps::experts(const float* x, const float* router, std::size_t rows, cons
     std::memcpy(in + place[i] * hidden, x + i / top_k * hidden, hidden * sizeof(float));
 
   const auto length = [&](std::size_t expert, std::size_t width) {
-    return div_up(kWorthSharing, width * (first[expert + 1] - first[expert]));
+    return outputs_worth(width, first[expert + 1] - first[expert]);
   };
   for (std::size_t e = 0; e < count; ++e) {
     if (first[e] == first[e + 1]) continue;
